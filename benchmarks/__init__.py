@@ -1,0 +1,1 @@
+"""One benchmark a file; each compares with a baseline that it measures in the same run."""

@@ -1,0 +1,1 @@
+"""Phase 1: three TinyTitan models with adaptive computation time and a long-term memory."""

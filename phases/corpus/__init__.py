@@ -1,0 +1,1 @@
+"""Corpora: text in, packed token streams with a deterministic order out."""

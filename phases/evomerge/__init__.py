@@ -1,0 +1,1 @@
+"""Phase 2: merge methods as pure functions of tensors."""

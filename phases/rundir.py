@@ -1,0 +1,47 @@
+"""The layout of a run directory, in one place.
+
+    config.yaml               the fully resolved configuration
+    journal/                  one small JSON object per event
+    00_corpus/                tokenizer and token files
+    <nn>_<phase>/result.json  what the phase hands on; its hash is in the journal
+    <nn>_<phase>/model/       the model that the next phase takes
+    report.html
+"""
+
+from phases import storage
+from phases.contract import PhaseResult
+from phases.errors import ArtifactError
+
+CORPUS = "00_corpus"
+PHASES = ("cognate",)
+
+
+def phase_folder(phase: str) -> str:
+    """Return the folder of a phase relative to the run directory, e.g. `01_cognate`."""
+    return f"{PHASES.index(phase) + 1:02d}_{phase}"
+
+
+def result_path(phase: str) -> str:
+    """Return the path of a phase's result relative to the run directory."""
+    return f"{phase_folder(phase)}/result.json"
+
+
+def finished_phases(run: str) -> list[str]:
+    """Return the phases of a run that have a result, in order."""
+    return [phase for phase in PHASES if storage.exists(storage.join(run, result_path(phase)))]
+
+
+def read_result(run: str, phase: str) -> PhaseResult:
+    """Return a phase's result. Raises `ArtifactError` naming a file that is missing or not a result."""
+    path = storage.join(run, result_path(phase))
+    try:
+        return PhaseResult.model_validate_json(storage.read_bytes(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a phase result ({error})") from error
+
+
+def write_result(run: str, result: PhaseResult) -> str:
+    """Write a phase's result and return the SHA-256 of the file, which belongs into the journal."""
+    path = storage.join(run, result_path(result.phase))
+    storage.write_bytes(path, (result.model_dump_json(indent=2) + "\n").encode())
+    return storage.sha256(path)

@@ -1,0 +1,1 @@
+"""The training loop that every phase with gradients shares."""

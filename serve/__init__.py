@@ -1,0 +1,1 @@
+"""The Ray Serve applications: an OpenAI-compatible endpoint over a model directory."""
