@@ -9,10 +9,9 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import fsspec
@@ -141,19 +140,32 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """Give a local path with the content of the file or directory at `uri`; a copy only where it is remote."""
+def local_folder(uri: str) -> Path:
+    """Return a local path to a folder that no longer changes; a remote one is fetched once per machine."""
     fs, path = _resolve(uri)
-    if not fs.exists(path):
-        raise ArtifactError(f"{uri}: no such file or directory")
+    if not fs.isdir(path):
+        raise ArtifactError(f"{uri}: no such folder")
     if isinstance(fs, LocalFileSystem):
-        yield Path(path)
+        return Path(path)
+    target = Path(gettempdir()) / "agent-forge" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent) as folder:
+            fs.get(path, f"{folder}/copy", recursive=True)
+            with suppress(OSError):  # another process of this machine was faster
+                os.replace(f"{folder}/copy", target)
+    return target
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    """Copy the files of a local folder to `uri`; nothing to do where that is the folder itself."""
+    fs, path = _resolve(uri)
+    if isinstance(fs, LocalFileSystem) and Path(path).resolve() == folder.resolve():
         return
-    with TemporaryDirectory(prefix="forge-") as folder:
-        target = Path(folder) / posixpath.basename(path.rstrip("/"))
-        fs.get(path, str(target), recursive=True)
-        yield target
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            fs.makedirs(posixpath.dirname(f"{path}/{file.relative_to(folder)}"), exist_ok=True)
+            fs.put_file(str(file), f"{path}/{file.relative_to(folder)}")
 
 
 def _temporary_beside(fs: AbstractFileSystem, path: str) -> str:

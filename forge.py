@@ -1,0 +1,283 @@
+"""The command line of Agent Forge, and the script for `ray submit cluster.yaml forge.py run ...`.
+
+Commands print for people, or one JSON object with `--json`. Errors that a person can fix are one line on stderr, without
+a traceback. The exit code is 0 only on success. Heavy imports happen inside the commands, so that `--help` is quick.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from phases.errors import ConfigError, ForgeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="A model foundry on Ray: a text corpus in, a small, specialised, compressed, served language model out.",
+)
+console = Console()
+
+Run = Annotated[str, typer.Argument(help="Run directory: a path or any fsspec URI.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Preset = Annotated[str, typer.Option(help="A preset from configs/: smoke, nano, cognate-25m, ...")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file on top of the preset.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: a.b=c. May be repeated.", metavar="A.B=C")
+]
+Corpus = Annotated[
+    str | None,
+    typer.Option(help="`stdlib` (default), a file, a folder, a URI or hf:NAME; short for --set corpus.source=..."),
+]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: RAY_ADDRESS, or this machine.")]
+
+
+@app.command()
+def run(
+    preset: Preset = "nano",
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    phases: Annotated[str | None, typer.Option(help="Comma-separated phases to run; default: all.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Default: runs/<timestamp>-<preset>.")] = None,
+    corpus: Corpus = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Run the pipeline from a corpus to a model.
+
+    Example: forge run --preset nano --corpus ./my-texts --set cognate.training.steps=500
+    """
+    from coordinators.driver import start_run
+    from phases.config import load_config
+
+    overrides = list(set_ or [])
+    overrides += [f"corpus.source={corpus}"] if corpus else []
+    overrides += [f"phases=[{phases}]"] if phases else []
+    overrides += [f"ray.address={address}"] if address else []
+    where = run_dir or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}-{preset}"
+    result = start_run(load_config(preset, config, overrides), where, plain=as_json)
+    _show_result(where, result, as_json)
+
+
+@app.command()
+def resume(run: Run, address: Address = None, as_json: Json = False) -> None:
+    """Continue a run that stopped, from its newest good checkpoint; a finished run is left as it is."""
+    from coordinators.driver import resume_run
+
+    _show_result(run, resume_run(run, address=address, plain=as_json), as_json)
+
+
+@app.command()
+def status(run: Run, as_json: Json = False) -> None:
+    """Show how far a run is, from its files alone."""
+    from coordinators.driver import run_status
+
+    state = run_status(run)
+    if as_json:
+        _print_json(state)
+        return
+    for key, value in state.items():
+        console.print(f"[bold]{key}[/]: {value if isinstance(value, str) else json.dumps(value, default=str)}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write RUN/report.html, one self-contained page, and print where it is."""
+    from coordinators.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def verify(run: Run, as_json: Json = False) -> None:
+    """Measure every claim of a run again, from its files alone. Exit code 1 where anything differs."""
+    from coordinators.verify import verify as findings_of
+
+    findings = []
+    for finding in findings_of(run):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+            numbers = "" if finding.claimed is None else f"  claimed {finding.claimed:.6g}"
+            numbers += "" if finding.measured is None else f", measured {finding.measured:.6g} (+-{finding.tolerance:g})"
+            console.print(f"{mark} {finding.subject}{numbers}", highlight=False, soft_wrap=True)
+            if finding.problem:
+                console.print(f"     {finding.problem}", style="red", highlight=False, soft_wrap=True)
+    bad = [finding.subject for finding in findings if not finding.ok]
+    if as_json:
+        _print_json({"run": run, "ok": not bad, "findings": [f.model_dump() for f in findings]})
+    else:
+        console.print(f"{len(findings) - len(bad)} of {len(findings)} checks hold", style="red" if bad else "green")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def phase(
+    name: Annotated[str, typer.Argument(help="Name of the phase, e.g. cognate.")],
+    model: Annotated[str | None, typer.Option(help="Model directory that the phase starts from.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory for the result; default as in `forge run`.")] = None,
+    preset: Preset = "nano",
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    corpus: Corpus = None,
+    as_json: Json = False,
+) -> None:
+    """Run one phase alone. The first one, cognate, starts from a corpus and takes no --model."""
+    if name == "cognate" and model is not None:
+        raise ConfigError.of("--model", model, "cognate trains from a corpus", "leave --model out")
+    run(preset=preset, config=config, set_=set_, phases=name, run_dir=out, corpus=corpus, as_json=as_json)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Model directory, or a run: its newest model.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample within this share of probability.")] = 0.95,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Continue a text with a model.
+
+    Example: forge generate runs/demo --prompt "def main(" --max-tokens 64
+    """
+    from phases import modeldir
+    from phases.cognate.generate import Sampling, complete
+    from phases.cognate.loading import load_model
+
+    loaded = load_model(modeldir.find_model(model))
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = Sampling(
+        max_new_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    show: Callable[[str], None] = (lambda piece: None) if as_json else (lambda piece: typer.echo(piece, nl=False))
+    completion = complete(loaded.model, loaded.tokenizer, text, sampling, on_text=show)
+    if as_json:
+        _print_json({"model": loaded.ref.model_dump(), "prompt": text} | completion.model_dump())
+    else:
+        typer.echo()
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Model directory, or a run: its newest model.")],
+    host: Annotated[str, typer.Option(help="Other than loopback needs the environment variable FORGE_API_KEY.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+) -> None:
+    """Serve a model with Ray Serve behind an OpenAI-compatible API until interrupted."""
+    from phases import modeldir
+    from serve.app import serve_model
+
+    folder = modeldir.find_model(model)
+    serve_model(folder, name=modeldir.folder_name(model), host=host, port=port, blocking=True)
+
+
+@app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="Merge configuration in mergekit's YAML.")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the merged model.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge safetensors checkpoints, reading and writing them tensor by tensor."""
+    from phases.evomerge.checkpoints import merge_from_file, plan_from_file
+
+    if plan:
+        typer.echo(plan_from_file(config))
+        return
+    from coordinators.live import progress_bar
+
+    with progress_bar("merging", plain=as_json) as advance:
+        summary = merge_from_file(config, out_dir, progress=advance)
+    _print_json(summary) if as_json else typer.echo(f"{out_dir}: {summary['tensors']} tensors merged")
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Benchmark to run; none lists them.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and seeds.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Print the bare names, one a line.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the raw samples.")] = Path("bench-results"),
+    as_json: Json = False,
+) -> None:
+    """Measure ratios against baselines of the same run. Exit code 1 where a figure falls short of its goal."""
+    from benchmarks.harness import discover, execute
+
+    benchmarks = discover()
+    if name is None:
+        for key, summary in benchmarks.items():
+            typer.echo(key if names else f"{key:<12} {summary}")
+        return
+    if name not in benchmarks:
+        raise ConfigError.of("benchmark", name, "not known", f"choose one of {', '.join(benchmarks)}")
+    result = execute(name, quick=quick, out=out)
+    _print_json(result.model_dump(mode="json")) if as_json else _show_figures(result)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def _show_figures(result: Any) -> None:
+    table = Table(title=f"{result.bench} ({result.seconds:.0f} s)")
+    for column in ("figure", "value", "interval", "goal", "", "against"):
+        table.add_column(column)
+    for figure in result.figures:
+        interval = "" if figure.low is None else f"{figure.low:.4g} .. {figure.high:.4g}"
+        goal = "" if figure.goal is None else f"{'>=' if figure.better == 'higher' else '<='} {figure.goal:g}"
+        mark = "" if figure.goal is None else "[green]ok[/]" if figure.ok else "[red]missed[/]"
+        against = "" if figure.baseline is None else f"{figure.baseline.what}: {figure.baseline.value:.4g}"
+        table.add_row(figure.key, f"{figure.value:.4g} {figure.unit}", interval, goal, mark, against)
+    console.print(table)
+
+
+def _show_result(run_dir: str, result: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"run": run_dir, "result": result.model_dump(mode="json")})
+        return
+    table = Table(title=f"{result.phase}: {result.duration_seconds:.0f} s")
+    for column in ("claim", "value", "baseline", "target"):
+        table.add_column(column)
+    for claim in result.claims:
+        baseline = "" if claim.baseline is None else f"{claim.baseline.value:.4g} ({claim.baseline.what})"
+        target = "" if claim.target is None else f"{claim.target:g} {'met' if claim.met else 'missed'}"
+        table.add_row(claim.key, f"{claim.value:.4g} {claim.unit}", baseline, target)
+    console.print(table)
+    console.print(f"[bold]run[/] {run_dir}", soft_wrap=True)
+    console.print(f"next: forge verify {run_dir}; forge generate {run_dir} --prompt ...; forge serve {run_dir}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def main() -> NoReturn:
+    """Entry point: errors meant for people are printed as one line each and end with exit code 1."""
+    try:
+        app()
+    except ForgeError as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

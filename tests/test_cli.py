@@ -1,0 +1,52 @@
+"""The command line: what it prints without work, and the errors that come before any work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def forge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "forge.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "generate", "serve", "merge", "bench"]
+
+
+def test_help_names_every_command() -> None:
+    shown = forge("--help").stdout
+    assert all(command in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "--preset", "nanoo"), "did you mean nano?"),
+        (("run", "--preset", "smoke", "--set", "cognate.trainign.steps=5"), "did you mean training?"),
+        (("run", "--preset", "smoke", "--set", "cognate.model.d_model=65"), "d_model"),
+        (("run", "--preset", "smoke", "--set", "cognate.training.steps=many"), "cognate.training.steps = 'many'"),
+        (("run", "--preset", "smoke", "--corpus", "/nowhere"), "/nowhere"),
+        (("run", "--preset", "smoke", "--phases", "evomergee"), "unknown phases"),
+        (("run", "--preset", "smoke", "--set", "seed"), "not of the form a.b=c"),
+        (("phase", "cognate", "--model", "x"), "leave --model out"),
+        (("verify", "/nowhere"), "/nowhere"),
+        (("generate", "/nowhere", "--prompt", "x"), "neither a model directory nor a run"),
+        (("bench", "nothing"), "choose one of"),
+    ],
+)
+def test_errors_name_the_thing_and_leave_nothing(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
+    outcome = forge(*arguments, cwd=tmp_path)
+    assert outcome.returncode == 1
+    assert expected in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_lists_the_benchmarks() -> None:
+    names = forge("bench", "--names").stdout.split()
+    assert {"cognate", "train", "generate", "overhead"} <= set(names)
