@@ -1,11 +1,11 @@
 """The layout of a run directory, in one place.
 
-    config.yaml               the fully resolved configuration
-    journal/                  one small JSON object per event
-    00_corpus/                tokenizer and token files
-    <nn>_<phase>/result.json  what the phase hands on; its hash is in the journal
-    <nn>_<phase>/model/       the model that the next phase takes
-    report.html
+- `config.yaml`: the fully resolved configuration
+- `journal/`: one small JSON object per event
+- `00_corpus/`: tokenizer and token files
+- `<nn>_<phase>/result.json`: what the phase hands on; its hash is in the journal
+- `<nn>_<phase>/model/`: the model that the next phase takes
+- `report.html`
 """
 
 from phases import storage
