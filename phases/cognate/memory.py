@@ -28,7 +28,9 @@ class MemoryConfig(Settings):
     top_k: int = Field(4, ge=1, description="slots that a read attends to (documented default)")
     chunk: int = Field(4, ge=1, description="tokens per slot; slots of single tokens fail on key-value recall")
     hidden: int = Field(1218, ge=1, description="width of the MLP behind a read (1,218 in the 25M layout)")
-    write_threshold: float = Field(0.6, ge=0, le=1, description="a chunk is written where its score passes this")
+    write_threshold: float = Field(
+        0.5, ge=0, le=1, description="score to be written; one half is the stream's own mean"
+    )
     duplicate: float = Field(0.95, ge=0, le=1, description="cosine of keys from which a slot is updated, not added")
     decay: float = Field(1e-3, ge=0, description="largest rate per chunk at which a slot fades; learned below that")
     policy: Policy = Field("surprise_novelty", description="write and eviction rule; the others are for ablations")

@@ -1,0 +1,29 @@
+"""Configuration of a training run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from phases.settings import Settings
+
+Precision = Literal["fp32", "bf16"]
+
+
+class TrainingConfig(Settings):
+    """Steps, batch and optimiser. Betas and weight decay are those of GPT-3 (Brown et al. 2020, appendix B)."""
+
+    steps: int = Field(default=200, ge=0, description="optimiser steps")
+    batch_size: int = Field(default=16, ge=1, description="rows per forward pass")
+    accumulate: int = Field(default=1, ge=1, description="forward passes per optimiser step")
+    seq_len: int = Field(default=256, ge=8, description="tokens per row")
+    learning_rate: float = Field(default=3e-3, gt=0, description="peak")
+    final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="share of the peak after the cosine")
+    warmup_steps: int = Field(default=20, ge=0, description="linear warm-up")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0, description="on matrices only")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto takes bf16 autocast where the processor has units for it"
+    )
+    checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints")
+    threads: int = Field(default=1, ge=1, description="of torch, per agent; another number gives other bytes")

@@ -1,0 +1,66 @@
+"""All that a training run is between two steps, as files: safetensors and JSON, never pickle."""
+
+import json
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from phases.errors import ArtifactError
+from phases.training.config import Precision
+
+TENSORS, META = "state.safetensors", "state.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """`step` steps are done. Tensors: `model.*`, AdamW's moments by parameter name, and the generator's state.
+
+    The data position needs no field: batches are a function of the step.
+    """
+
+    step: int
+    precision: Precision
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def capture(
+        cls, step: int, precision: Precision, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> "TrainState":
+        """Copy the state of a model and its AdamW."""
+        tensors = {f"model.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}.{name}"] = value.detach().clone()
+        tensors["generator"] = torch.get_rng_state()
+        return cls(step, precision, tensors)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put the state back. Raises `ArtifactError` where it is of another model."""
+        weights = {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ArtifactError(f"checkpoint of step {self.step} is of another model: {error}") from error
+        for name, parameter in model.named_parameters():
+            moments = {moment: self.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
+            if moments["exp_avg"] is not None:
+                optimizer.state[parameter] = {k: v.clone() for k, v in moments.items() if v is not None}
+        torch.set_rng_state(self.tensors["generator"])
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the state as file name -> content."""
+        meta = {"step": self.step, "precision": self.precision}
+        return {TENSORS: save({k: v.contiguous() for k, v in self.tensors.items()}), META: json.dumps(meta).encode()}
+
+    @classmethod
+    def from_files(cls, files: dict[str, bytes]) -> "TrainState":
+        """Read `to_files` back. Raises `ArtifactError` where a file is missing or damaged."""
+        try:
+            meta = json.loads(files[META])
+            return cls(int(meta["step"]), meta["precision"], load(files[TENSORS]))
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise ArtifactError(f"checkpoint: missing or damaged part ({error})") from error
