@@ -18,7 +18,7 @@ from phases import storage
 from phases.corpus.special import ASSISTANT, END, SPECIAL_IDS, SPECIAL_TOKENS, USER
 from phases.corpus.tasks import draw
 from phases.corpus.tokenizer import encode, load_tokenizer, token_bytes
-from phases.errors import ConfigError
+from phases.errors import ArtifactError, ConfigError
 from phases.seeds import child_seed, numpy_rng
 
 CORPUS = "corpus.json"
@@ -37,6 +37,12 @@ class Corpus:
         """Open a folder that `prepare` has completed. Raises `ArtifactError` naming what is missing."""
         storage.read_json(str(folder / CORPUS))
         return cls(folder, load_tokenizer(storage.read_bytes(str(folder / "tokenizer.json")).decode()))
+
+    def verify(self) -> None:
+        """Raise `ArtifactError` naming a file whose hash is not the one that `corpus.json` recorded."""
+        for name, expected in storage.read_json(str(self.folder / CORPUS))["files"].items():
+            if storage.sha256(str(self.folder / name)) != expected:
+                raise ArtifactError(f"{self.folder / name}: altered since the corpus was prepared")
 
     @property
     def vocab_size(self) -> int:
