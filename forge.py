@@ -1,7 +1,7 @@
 """The command line of Agent Forge, and the script for `ray submit cluster.yaml forge.py run ...`.
 
-Commands print for people, or one JSON object with `--json`. Errors that a person can fix are one line on stderr, without
-a traceback. The exit code is 0 only on success. Heavy imports happen inside the commands, so that `--help` is quick.
+Commands print for people, or one JSON object with `--json`. Errors that a person can fix are one line on stderr and no
+traceback. The exit code is 0 only on success. Heavy imports happen inside the commands, so that `--help` is quick.
 """
 
 import json
@@ -108,7 +108,9 @@ def verify(run: Run, as_json: Json = False) -> None:
         if not as_json:
             mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
             numbers = "" if finding.claimed is None else f"  claimed {finding.claimed:.6g}"
-            numbers += "" if finding.measured is None else f", measured {finding.measured:.6g} (+-{finding.tolerance:g})"
+            numbers += (
+                "" if finding.measured is None else f", measured {finding.measured:.6g} (+-{finding.tolerance:g})"
+            )
             console.print(f"{mark} {finding.subject}{numbers}", highlight=False, soft_wrap=True)
             if finding.problem:
                 console.print(f"     {finding.problem}", style="red", highlight=False, soft_wrap=True)
@@ -185,8 +187,9 @@ def serve(
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
 ) -> None:
     """Serve a model with Ray Serve behind an OpenAI-compatible API until interrupted."""
-    from phases import modeldir
     from serve.app import serve_model
+
+    from phases import modeldir
 
     folder = modeldir.find_model(model)
     serve_model(folder, name=modeldir.folder_name(model), host=host, port=port, blocking=True)

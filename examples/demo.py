@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import httpx
-
 from coordinators.driver import start_run
 from coordinators.report import write_report
+from serve.app import ServedModel, serve_model
+
 from coordinators.verify import verify
 from phases import modeldir
 from phases.config import load_config
-from serve.app import ServedModel, serve_model
 
 PROMPT = "def read_lines(path):\n    "
 
@@ -52,7 +52,9 @@ def main() -> None:
     report = Path(write_report(run)).resolve()
 
     print(f"\nPOST /v1/completions {PROMPT!r}\n-> {text!r}\n")
-    print(f"{len(result.claims)} claims, each measured again by forge verify. {time.monotonic() - started:.0f} s in all.")
+    print(
+        f"{len(result.claims)} claims, each measured again by forge verify. {time.monotonic() - started:.0f} s in all."
+    )
     print(f"report: {report}")
     print(f"talk to it: .venv/bin/forge generate {run} --prompt 'def main('")
     print(f"serve it:   .venv/bin/forge serve {run}")

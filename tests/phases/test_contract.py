@@ -14,7 +14,8 @@ def claim(**changes: object) -> Claim:
 
 
 @pytest.mark.parametrize(
-    ("better", "target", "met"), [("lower", 1.0, True), ("lower", 0.9, False), ("higher", 2.0, False), ("lower", None, None)]
+    ("better", "target", "met"),
+    [("lower", 1.0, True), ("lower", 0.9, False), ("higher", 2.0, False), ("lower", None, None)],
 )
 def test_met(better: str, target: float | None, met: bool | None) -> None:
     assert claim(better=better, target=target).met is met

@@ -1,0 +1,115 @@
+"""The base of all agents: a plain class that does one kind of work, and what makes it a named Ray actor.
+
+An agent knows the run directory that it works in and nothing of who asks it. Its tasks may be given twice: a model that
+is already committed is verified and taken. Progress is read from a concurrency group of its own, so that it answers
+while the work goes on.
+"""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from phases import storage
+from phases.modeldir import folder_name
+
+NAMESPACE = "agent-forge"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of an agent's method. `after` are the ids of tasks that must be done before."""
+
+    id: str
+    agent: str
+    method: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an agent is. `beats` grows with every sign of work, so that a stuck one can be told from a slow one."""
+
+    task: str = ""
+    step: int = 0
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    beats: int = 0
+
+
+class Agent:
+    """Subclasses have one synchronous method per kind of task; `run` calls it in a thread."""
+
+    def __init__(self, run: str, phase: str, name: str) -> None:
+        self.run_uri, self.phase, self.name = run, phase, name
+        self._progress = Progress()
+        self._started = time.monotonic()
+
+    async def run(self, task: Task) -> Any:
+        """Do a task and return its report. Raises what the work raises."""
+        self.report(task.id, 0, 0, {})
+        return await asyncio.to_thread(getattr(self, task.method), task.id, **task.arguments)
+
+    async def progress(self) -> Progress:
+        """Return how far the current task is."""
+        return self._progress
+
+    async def health(self) -> dict[str, Any]:
+        """Return the agent's name, its uptime in seconds and its progress."""
+        return {"agent": self.name, "uptime": time.monotonic() - self._started, "progress": vars(self._progress)}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what `restore` needs in a new incarnation; what is expensive is in storage, not in here."""
+        return {"progress": vars(self._progress)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Take over from an earlier incarnation."""
+        self._progress = Progress(**snapshot["progress"])
+
+    def report(self, task: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Note progress; work calls this from its own thread."""
+        self._progress = Progress(task, step, steps, metrics, self._progress.beats + 1)
+
+    def log_metrics(self, file: str, record: dict[str, Any]) -> None:
+        """Append a record to a metrics file of the run."""
+        storage.append_line(storage.join(self.run_uri, file), json.dumps(record))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, {self._progress.task} {self._progress.step})"
+
+
+def spawn(agent: type[Agent], run: str, phase: str, name: str, *, cpus: float = 0, gpus: float = 0) -> Any:
+    """Start an agent as the Ray actor `<run>/<phase>/<name>` and return its handle.
+
+    It is never restarted by Ray, which would hide its death from us for seconds; whoever spawned it decides.
+    """
+    options = {"num_cpus": cpus, "num_gpus": gpus, "concurrency_groups": {"health": 2}}
+    actor = as_actor(_with_health_group(agent), f"{folder_name(run)}/{phase}/{name}", **options)
+    return actor.remote(run, phase, name)
+
+
+def as_actor(cls: type, name: str, **options: Any) -> Any:
+    """Return a class as a named Ray actor class without restarts; what it makes is untyped, as Ray's handles are."""
+    remote: Any = ray.remote
+    return remote(max_restarts=0, **options)(cls).options(name=name, namespace=NAMESPACE)
+
+
+def _with_health_group(agent: type[Agent]) -> type[Agent]:
+    """Return a subclass whose `progress` and `health` run beside the work."""
+
+    async def progress(self: Agent) -> Progress:
+        return await agent.progress(self)
+
+    async def health(self: Agent) -> dict[str, Any]:
+        return await agent.health(self)
+
+    members = {
+        "progress": ray.method(concurrency_group="health")(progress),
+        "health": ray.method(concurrency_group="health")(health),
+        "__module__": agent.__module__,
+    }
+    return type(agent.__name__, (agent,), members)

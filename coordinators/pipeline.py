@@ -1,0 +1,77 @@
+"""The coordinator of a run: phases in order, each finished one kept.
+
+It writes the journal, which is what a resume goes by: a phase whose result is the one that the journal recorded, and
+whose model's hashes verify, is not run again. It holds no tensors, and its buffer of events for the driver is bounded.
+"""
+
+from collections import deque
+from typing import Any
+
+from actors.agent import as_actor
+from coordinators.cognate import CognateCoordinator
+from phases import modeldir, rundir, storage
+from phases.config import PipelineConfig
+from phases.contract import PhaseResult
+from phases.errors import ArtifactError
+from phases.modeldir import folder_name
+from recovery.journal import Journal
+
+COORDINATORS = {"cognate": CognateCoordinator}
+_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed"}
+_EVENTS_KEPT = 10_000
+
+
+class PipelineCoordinator:
+    """Runs the phases of one run; `events` is what the driver shows."""
+
+    def __init__(self, run: str, config: PipelineConfig) -> None:
+        self.run_uri, self.config = run, config
+        self.journal = Journal(run)
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+
+    async def run(self) -> PhaseResult:
+        """Run what is left to do and return the last phase's result."""
+        result: PhaseResult | None = None
+        for phase in self.config.phases:
+            result = finished_result(self.run_uri, phase)
+            if result is None:
+                self._emit("phase_started", phase=phase)
+                result = await COORDINATORS[phase](self.run_uri, self.config, self._emit).run()
+                sealed = rundir.write_result(self.run_uri, result)
+                self.journal.append("phase_finished", phase=phase, result_sha256=sealed)
+            self._emit("phase_finished", phase=phase)
+        assert result is not None
+        return result
+
+    async def events(self) -> list[dict[str, Any]]:
+        """Return what happened since the last call."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def _emit(self, kind: str, **data: Any) -> None:
+        if kind in _JOURNALLED:
+            self.journal.append(kind, **data)
+        self._events.append({"kind": kind} | data)
+
+
+def finished_result(run: str, phase: str) -> PhaseResult | None:
+    """Return the result of a phase that is finished and whole, else None.
+
+    Raises `ArtifactError` where the result or its model is not what the journal recorded: that is not a crash.
+    """
+    recorded = [e.data["result_sha256"] for e in Journal(run).read("phase_finished") if e.data["phase"] == phase]
+    if not recorded:
+        return None
+    path = storage.join(run, rundir.result_path(phase))
+    if storage.sha256(path) != recorded[-1]:
+        raise ArtifactError(f"{path}: altered after the run; restore it, or start a new run")
+    result = rundir.read_result(run, phase)
+    if result.model is not None:
+        modeldir.open_ref(storage.join(run, result.model.uri), result.model.sha256)
+    return result
+
+
+def spawn_pipeline(run: str, config: PipelineConfig) -> Any:
+    """Start the coordinator as the Ray actor `<run>/pipeline`."""
+    return as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0).remote(run, config)

@@ -1,0 +1,85 @@
+"""`report.html`: one self-contained page about a run, from its files alone.
+
+It shows the claims beside baselines and targets, the lineage of the models by hash, loss curves, sample generations and
+what happened when. Nothing is loaded from elsewhere, and whatever a model wrote is escaped.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import yaml
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from phases import modeldir, rundir, storage
+from phases.contract import PhaseResult
+from phases.errors import ArtifactError
+from phases.modeldir import folder_name
+from recovery.journal import Journal
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def write_report(run: str) -> str:
+    """Write the report of a run and return where it is. Raises `ArtifactError` where no phase has finished."""
+    phases = rundir.finished_phases(run)
+    if not phases:
+        raise ArtifactError(f"{run}: no finished phase to report; `forge status {run}` tells how far the run is")
+    results = [rundir.read_result(run, phase) for phase in phases]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        name=folder_name(run),
+        results=results,
+        lineage=_lineage(run, results),
+        curves=[curve for phase in phases if (curve := _curves(run, phase))],
+        samples=[sample for result in results for sample in _samples(run, result)],
+        events=list(Journal(run).read()),
+        config=storage.read_bytes(storage.join(run, "config.yaml")).decode(),
+        seed=yaml.safe_load(storage.read_bytes(storage.join(run, "config.yaml")))["seed"],
+    )
+    uri = storage.join(run, "report.html")
+    storage.write_bytes(uri, page.encode())
+    return uri
+
+
+def _lineage(run: str, results: list[PhaseResult]) -> list[dict[str, Any]]:
+    """Return the models of a run with their parents."""
+    rows = []
+    for result in results:
+        handed_on = {"handed on": result.model} if result.model is not None else {}
+        for role, ref in (result.models | handed_on).items():
+            lineage = modeldir.load_lineage(storage.join(run, ref.uri))
+            rows.append({"role": role, "ref": ref, "parents": lineage.parents, "code": lineage.code_version})
+    return rows
+
+
+def _samples(run: str, result: PhaseResult) -> list[dict[str, str]]:
+    path = result.artifacts.get("samples")
+    return list(storage.read_json(storage.join(run, path))) if path else []
+
+
+def _curves(run: str, phase: str) -> Markup | None:
+    """Return the loss curves of a phase as inline SVG; a resumed run's repeated steps count once, the last time."""
+    path = storage.join(run, rundir.phase_folder(phase), "metrics.jsonl")
+    if not storage.exists(path):
+        return None
+    losses: dict[str, dict[int, float]] = {}
+    for line in storage.read_bytes(path).decode().splitlines():
+        record = json.loads(line)
+        losses.setdefault(record["task"], {})[record["step"]] = record["loss"]
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "forge"}):
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for task, values in losses.items():
+            axes.plot(sorted(values), [values[step] for step in sorted(values)], label=task, linewidth=1.4)
+        axes.set(xlabel="optimiser step", ylabel="training loss, nats per token")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return Markup(svg[svg.index("<svg") :])
