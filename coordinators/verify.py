@@ -7,6 +7,8 @@ hash that its lineage recorded, and each claim's probe gives the claimed value w
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
+import yaml
 from pydantic import BaseModel
 
 from phases import modeldir, rundir, storage
@@ -34,6 +36,8 @@ def verify(run: str) -> Iterator[Finding]:
     phases = [phase for phase in rundir.PHASES if phase in phases or phase in recorded]
     if not phases:
         raise ArtifactError(f"{run}: no finished phase to verify; `forge status {run}` tells how far the run is")
+    config = yaml.safe_load(storage.read_bytes(storage.join(run, "config.yaml")))
+    torch.set_num_threads(config["cognate"]["training"]["threads"])  # as the run had: sums depend on it
     files = RunFiles(run)
     for phase in phases:
         path = storage.join(run, rundir.result_path(phase))

@@ -1,7 +1,7 @@
 """Text from a TinyTitan, token by token, with the state as its cache.
 
 `stream` yields text as soon as it is certain: a character whose bytes are not complete, and a suffix that might become
-a stop string, are held back. `answers` completes many prompts at once and greedily, for measuring tasks.
+a stop string, are held back. `greedy_matches` checks many answers at once, for measuring tasks.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from phases.cognate.state import State
 from phases.cognate.titan import TinyTitan
-from phases.corpus.special import END, END_OF_TEXT, SPECIAL_IDS, SPECIAL_TOKENS
+from phases.corpus.special import END, END_OF_TEXT, PAD, SPECIAL_IDS, SPECIAL_TOKENS
 from phases.corpus.tokenizer import encode
 from phases.errors import ConfigError
 from phases.settings import Settings
@@ -81,26 +81,22 @@ def complete(
 
 
 @torch.inference_mode()
-def answers(model: TinyTitan, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Return the greedy continuation of each prompt up to its end token, in the order given.
+def greedy_matches(model: TinyTitan, prompts: list[list[int]], answers: list[list[int]]) -> list[bool]:
+    """Say for each prompt whether greedy decoding gives exactly the answer's tokens and then ends.
 
-    Prompts of one length are computed together, since the rows of a state share their position.
+    It does if at each place the likeliest token behind the prompt and the answer so far is the next one, which one pass
+    over both shows. Rows are padded on the right, which nothing before it can see.
     """
-    found: dict[int, list[int]] = {}
-    lengths: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        lengths.setdefault(len(prompt), []).append(number)
-    for rows in lengths.values():
-        tokens = torch.tensor([prompts[row] for row in rows], device=model.embedding.weight.device)
-        logits, state = model(tokens)
-        produced = [logits[:, -1].argmax(-1)]
-        while len(produced) < max_new_tokens and not _all_ended(produced):
-            logits, state = model(produced[-1].unsqueeze(1), state)
-            produced.append(logits[:, -1].argmax(-1))
-        for row, ids in zip(rows, torch.stack(produced, dim=1).tolist(), strict=True):
-            ends = [place for place, token in enumerate(ids) if token in _ENDS]
-            found[row] = ids[: ends[0]] if ends else ids
-    return [found[number] for number in range(len(prompts))]
+    rows = [[*prompt, *answer, SPECIAL_IDS[END]] for prompt, answer in zip(prompts, answers, strict=True)]
+    padded = torch.full((len(rows), max(map(len, rows))), SPECIAL_IDS[PAD])
+    for row, ids in enumerate(rows):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    logits, _ = model(padded[:, :-1].to(model.embedding.weight.device))
+    right = logits.argmax(-1).cpu() == padded[:, 1:]
+    return [
+        bool(right[row, len(p) - 1 : len(ids) - 1].all())
+        for row, (p, ids) in enumerate(zip(prompts, rows, strict=True))
+    ]
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
@@ -115,11 +111,6 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
         before = torch.softmax(ordered, 0).cumsum(0) - torch.softmax(ordered, 0)
         scaled = scaled.index_fill(0, index[before >= sampling.top_p], -torch.inf)
     return int(torch.multinomial(torch.softmax(scaled, 0), 1, generator=generator))
-
-
-def _all_ended(produced: list[Tensor]) -> bool:
-    ids = torch.stack(produced, dim=1)
-    return bool(((ids == _ENDS[0]) | (ids == _ENDS[1])).any(1).all())
 
 
 def _pieces(

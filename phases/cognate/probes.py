@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from phases import modeldir, rundir, storage
-from phases.cognate.generate import answers
+from phases.cognate.generate import greedy_matches
 from phases.cognate.loading import LoadedModel, load_model
 from phases.cognate.titan import Evaluation
 from phases.corpus import baselines
 from phases.corpus.packed import Corpus
 from phases.corpus.tasks import task_instances
+from phases.corpus.tokenizer import encode
 from phases.errors import ArtifactError
 from phases.probes import Measurement, RunFiles, probe
 
 BASELINE_TRAIN_TOKENS = 1_000_000
-_ANSWER_TOKENS = 48
 
 
 @probe("cognate/parameters")
@@ -59,8 +59,9 @@ def exact_match(files: RunFiles, model: str, task: str, count: int, seed: int) -
     if key not in files.cache:
         loaded, corpus = _model(files, model), _corpus(files)
         instances = task_instances(task, "test", count, seed)
-        found = answers(loaded.model, [corpus.prompt_ids(i.prompt) for i in instances], _ANSWER_TOKENS)
-        right = [int(i.check(corpus.tokenizer.decode(ids))) for i, ids in zip(instances, found, strict=True)]
+        prompts = [corpus.prompt_ids(instance.prompt) for instance in instances]
+        answers = [encode(corpus.tokenizer, instance.answer) for instance in instances]
+        right = [int(match) for match in greedy_matches(loaded.model, prompts, answers)]
         files.cache[key] = Measurement(sum(right) / count, right)
     measurement: Measurement = files.cache[key]
     return measurement

@@ -277,14 +277,18 @@ class TinyTitan(nn.Module):
         return State(position, levels, memory, hidden[:, :0], surprise[:, :0], output[:, -1:])
 
     def _initialise(self) -> None:
-        """Draw matrices with the deviation 0.02, those that write to the residual stream scaled down by its depth."""
-        residual = 0.02 * (2 * self.config.n_layers) ** -0.5
+        """Draw matrices with the deviation D^-1/2, those that write to the residual stream scaled down by its depth.
+
+        At widths this small the customary 0.02 is far too little: nano's loss was 6.2 instead of 5.4 after 80 steps.
+        """
+        deviation = self.config.d_model**-0.5
+        residual = deviation * (2 * self.config.n_layers) ** -0.5
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.step_embedding, std=0.02)
         for block in self.blocks:
             for name, parameter in block.named_parameters():
                 if parameter.dim() == 2:
-                    nn.init.normal_(parameter, std=residual if name.startswith(("out", "down")) else 0.02)
+                    nn.init.normal_(parameter, std=residual if name.startswith(("out", "down")) else deviation)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.02)
 
