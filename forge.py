@@ -187,12 +187,13 @@ def serve(
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
 ) -> None:
     """Serve a model with Ray Serve behind an OpenAI-compatible API until interrupted."""
-    from serve.app import serve_model
-
     from phases import modeldir
+    from serve.app import serve_model, wait_for_interrupt
 
-    folder = modeldir.find_model(model)
-    serve_model(folder, name=modeldir.folder_name(model), host=host, port=port, blocking=True)
+    name = modeldir.folder_name(model)
+    with serve_model(modeldir.find_model(model), name=name, host=host, port=port) as served:
+        console.print(f"serving [bold]{name}[/] at {served.url}/v1 (Ctrl-C stops)", soft_wrap=True)
+        wait_for_interrupt()
 
 
 @app.command()

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import httpx
+
 from coordinators.driver import start_run
 from coordinators.report import write_report
-from serve.app import ServedModel, serve_model
-
 from coordinators.verify import verify
 from phases import modeldir
 from phases.config import load_config
+from serve.app import ServedModel, serve_model
 
 PROMPT = "def read_lines(path):\n    "
 
