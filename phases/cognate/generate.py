@@ -21,6 +21,7 @@ from phases.errors import ConfigError
 from phases.settings import Settings
 
 _ENDS = (SPECIAL_IDS[END], SPECIAL_IDS[END_OF_TEXT])
+_ROWS = 64  # prompts that are read at once
 
 
 class Sampling(Settings):
@@ -52,14 +53,6 @@ class Generation:
     result: Completion | None = field(default=None)
 
 
-@torch.inference_mode()
-def read_prompt(model: TinyTitan, ids: list[int]) -> tuple[Tensor, State]:
-    """Return the logits (1, V) behind a prompt of any length, and the state."""
-    tokens = torch.tensor([ids], device=model.embedding.weight.device)
-    logits, state = model(tokens)
-    return logits[:, -1], state
-
-
 def stream(model: TinyTitan, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> Generation:
     """Generate from prompt ids. Raises `ConfigError` for an empty prompt."""
     if not prompt:
@@ -80,7 +73,6 @@ def complete(
     return generation.result
 
 
-@torch.inference_mode()
 def greedy_matches(model: TinyTitan, prompts: list[list[int]], answers: list[list[int]]) -> list[bool]:
     """Say for each prompt whether greedy decoding gives exactly the answer's tokens and then ends.
 
@@ -88,22 +80,30 @@ def greedy_matches(model: TinyTitan, prompts: list[list[int]], answers: list[lis
     over both shows. Rows are padded on the right, which nothing before it can see.
     """
     rows = [[*prompt, *answer, SPECIAL_IDS[END]] for prompt, answer in zip(prompts, answers, strict=True)]
+    matches = list[bool]()
+    for start in range(0, len(rows), _ROWS):
+        matches += _matches(model, rows[start : start + _ROWS], [len(p) for p in prompts[start : start + _ROWS]])
+    return matches
+
+
+@torch.inference_mode()
+def _matches(model: TinyTitan, rows: list[list[int]], prompt_lengths: list[int]) -> list[bool]:
     padded = torch.full((len(rows), max(map(len, rows))), SPECIAL_IDS[PAD])
     for row, ids in enumerate(rows):
         padded[row, : len(ids)] = torch.tensor(ids)
-    logits, _ = model(padded[:, :-1].to(model.embedding.weight.device))
-    right = logits.argmax(-1).cpu() == padded[:, 1:]
-    return [
-        bool(right[row, len(p) - 1 : len(ids) - 1].all())
-        for row, (p, ids) in enumerate(zip(prompts, rows, strict=True))
-    ]
+    outputs = model.read(padded[:, :-1].to(model.embedding.weight.device)).outputs
+    matches = []
+    for output, ids, length in zip(outputs, rows, prompt_lengths, strict=True):
+        likeliest = (output[length - 1 : len(ids) - 1] @ model.head_weight.T).argmax(-1)
+        matches.append(likeliest.tolist() == ids[length:])
+    return matches
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Return the id of the next token for `logits` (V,)."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.float() / sampling.temperature
+    scaled = (logits.float() - logits.max()) / sampling.temperature  # at most 0, however small the temperature
     if 0 < sampling.top_k < scaled.numel():
         scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p < 1:
@@ -117,39 +117,36 @@ def _pieces(
     model: TinyTitan, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, generation: Generation
 ) -> Iterator[str]:
     generator = torch.Generator().manual_seed(sampling.seed)
-    logits, state = read_prompt(model, prompt)
     text = _HeldBack(tokenizer, sampling.stop)
-    count, reason, steps = 0, "length", 0.0
-    while count < sampling.max_new_tokens:
-        token = choose(logits[0].cpu(), sampling, generator)
-        count += 1
-        if token in _ENDS:
-            reason = "stop"
-            break
-        if piece := text.add(token):
+    finish_reason: Literal["stop", "length"] = "length"
+    unread, state, steps = prompt, model.empty_state(1), list[int]()
+    while len(steps) < sampling.max_new_tokens:
+        logits, ran = _read(model, unread, state)
+        steps.append(ran)
+        token = choose(logits, sampling, generator)
+        unread = [token]
+        if token not in _ENDS and (piece := text.add(token)):
             yield piece
-        if text.stopped:
-            reason = "stop"
+        if token in _ENDS or text.stopped:
+            finish_reason = "stop"
             break
-        if count < sampling.max_new_tokens:
-            logits, state, ran = _next(model, token, state)
-            steps += ran
     if piece := text.rest():
         yield piece
     generation.result = Completion(
         text=text.emitted,
-        finish_reason="stop" if reason == "stop" else "length",
+        finish_reason=finish_reason,
         prompt_tokens=len(prompt),
-        completion_tokens=count,
-        mean_ponder_steps=steps / max(1, count - 1),
+        completion_tokens=len(steps),
+        mean_ponder_steps=sum(steps) / len(steps),
     )
 
 
 @torch.inference_mode()
-def _next(model: TinyTitan, token: int, state: State) -> tuple[Tensor, State, int]:
-    tokens = torch.tensor([[token]], device=model.embedding.weight.device)
-    logits, steps, after = model.predict(tokens, state)
-    return logits[:, -1], after, int(steps)
+def _read(model: TinyTitan, ids: list[int], state: State) -> tuple[Tensor, int]:
+    """Read on and return the logits (V,) of the next token and the steps that they took."""
+    reading = model.read(torch.tensor([ids], device=model.embedding.weight.device), state)
+    assert state.prediction is not None
+    return state.prediction[0].cpu(), int(reading.steps[0, -1])
 
 
 class _HeldBack:
@@ -158,7 +155,8 @@ class _HeldBack:
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.emitted, self.stopped = "", False
-        self._ids: list[int] = []  # whose bytes may not be complete
+        self._ids: list[int] = []  # since the last place where all characters were complete
+        self._taken = 0  # characters of theirs that were taken
         self._waiting = ""  # text that may be the start of a stop string
 
     def add(self, token: int) -> str:
@@ -167,10 +165,11 @@ class _HeldBack:
             return ""
         self._ids.append(token)
         text = self.tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and len(self._ids) < 4:
-            return ""
-        self._ids = []
-        self._waiting += text
+        # Only the last character can be one whose bytes are still to come; others that are invalid stay so.
+        incomplete = text.endswith("\ufffd")
+        self._take(text[:-1] if incomplete else text)
+        if not incomplete:
+            self._ids, self._taken = [], 0
         places = [place for stop in self.stop if (place := self._waiting.find(stop)) >= 0]
         if places:
             self.stopped = True
@@ -181,9 +180,13 @@ class _HeldBack:
         """Return what was held back, when nothing follows."""
         if self.stopped:
             return ""
-        self._waiting += self.tokenizer.decode(self._ids)
-        self._ids = []
+        self._take(self.tokenizer.decode(self._ids))
         return self._emit(len(self._waiting))
+
+    def _take(self, text: str) -> None:
+        """Let the part of the undecided tokens' `text` that is new wait."""
+        self._waiting += text[self._taken :]
+        self._taken = len(text)
 
     def _emit(self, length: int) -> str:
         piece, self._waiting = self._waiting[:length], self._waiting[length:]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from phases.cognate.norm import RMSNorm
 from phases.settings import Settings
 
 CONV_WIDTH = 4
@@ -57,8 +58,8 @@ class MemoryState(NamedTuple):
         """Forget all in the streams where `rows` (B,) is true, e.g. at the start of another document."""
         return MemoryState(*(t.masked_fill(rows.view(-1, *[1] * (t.dim() - 1)), 0) for t in self))
 
-    def select(self, rows: Tensor) -> "MemoryState":
-        """Return the streams with the indices `rows`."""
+    def select(self, rows: Tensor | slice) -> "MemoryState":
+        """Return the streams with the indices `rows`; of a slice, as views."""
         return MemoryState(*(tensor[rows] for tensor in self))
 
 
@@ -86,7 +87,7 @@ class LongTermMemory(nn.Module):
     def __init__(self, d_model: int, config: MemoryConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm = nn.RMSNorm(d_model)
+        self.norm = RMSNorm(d_model)
         self.q, self.k, self.v, self.o = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
         self.q_conv, self.k_conv, self.v_conv = (nn.Parameter(_identity_taps(d_model)) for _ in range(3))
         self.read_gate, self.address_gate, self.decay_gate = (nn.Linear(d_model, 1) for _ in range(3))
@@ -110,16 +111,23 @@ class LongTermMemory(nn.Module):
         `previous` (B, <= 3, D) are the hidden states just before `x`, which the convolution needs when tokens come one
         by one; nothing precedes `x` where it is None.
         """
-        weights, slots = self._attend(x, state, previous)
-        rows = torch.arange(x.shape[0], device=x.device).view(-1, 1, 1)
-        recalled = self.o((weights.unsqueeze(-1) * state.values[rows, slots]).sum(2))
-        matched = weights.sum(-1, keepdim=True)
-        read: Tensor = torch.sigmoid(self.read_gate(self.norm(x))) * (recalled + matched * self.mlp(recalled))
-        return read
+        return self.recall(self.norm(x), self._query(x, previous), state)[0]
 
     def match(self, x: Tensor, state: MemoryState, previous: Tensor | None = None) -> Tensor:
         """Return the share of attention that each token of `x` gives to memory, (B, T) in [0, 1]: the hit rate."""
-        return self._attend(x, state, previous)[0].sum(-1)
+        return self._attend(self._query(x, previous), state)[0].sum(-1)
+
+    def recall(self, h: Tensor, q: Tensor, state: MemoryState) -> tuple[Tensor, Tensor]:
+        """Return what memory adds for normalised hidden states `h` and queries `q` (B, T, D), and the hit rate (B, T).
+
+        A query is `self.q(h)` of a token and of the three before it, mixed by the taps of `self.q_conv`.
+        """
+        weights, slots = self._attend(q, state)
+        rows = torch.arange(h.shape[0], device=h.device).view(-1, 1, 1)
+        recalled = self.o((weights.unsqueeze(-1) * state.values[rows, slots]).sum(2))
+        matched = weights.sum(-1)
+        read: Tensor = torch.sigmoid(self.read_gate(h)) * (recalled + matched.unsqueeze(-1) * self.mlp(recalled))
+        return read, matched
 
     def write(self, state: MemoryState, hidden: Tensor, surprise: Tensor) -> MemoryState:
         """Return the memory after a segment: `hidden` (B, T, D) and `surprise` (B, T), the nats of each token.
@@ -137,18 +145,20 @@ class LongTermMemory(nn.Module):
         )
         return _evict(merged, self.config)
 
-    def _attend(self, x: Tensor, state: MemoryState, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _query(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        context = x if previous is None else torch.cat([previous, x], dim=1)
+        return _causal_conv(self.q(self.norm(context)), self.q_conv)[:, -x.shape[1] :]
+
+    def _attend(self, q: Tensor, state: MemoryState) -> tuple[Tensor, Tensor]:
         """Return weights and indices (B, T, k) of the slots read. A null slot of logit 0 takes what matches nothing.
 
         Keys have unit length and queries keep theirs, so a query's length is its learned, token-wise temperature.
         """
-        context = x if previous is None else torch.cat([previous, x], dim=1)
-        q = _causal_conv(self.q(self.norm(context)), self.q_conv)[:, -x.shape[1] :]
         faded = (state.rate * state.age).unsqueeze(1)
         logits = q @ state.keys.transpose(1, 2) - faded  # (B, T, S)
         logits = logits.masked_fill(~state.valid.unsqueeze(1), -torch.inf)
         top, slots = logits.topk(min(self.config.top_k, logits.shape[2]), dim=2)
-        null = torch.zeros_like(top[..., :1]) if top.shape[2] else x.new_zeros(*x.shape[:2], 1)
+        null = torch.zeros_like(top[..., :1]) if top.shape[2] else q.new_zeros(*q.shape[:2], 1)
         return torch.softmax(torch.cat([null, top], dim=2), dim=2)[..., 1:], slots
 
     def _chunks(self, hidden: Tensor, surprise: Tensor) -> _Chunks:

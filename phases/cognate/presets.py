@@ -24,7 +24,7 @@ def _preset(d_model: int, n_layers: int, n_heads: int, hidden: int, memory_hidde
 
 
 PRESETS: dict[str, TitanConfig] = {
-    "nano": _preset(128, 3, 4, 352, 256).model_copy(update={"vocab_size": 2048, "tied": True, "segment_len": 128}),
+    "nano": _preset(128, 3, 4, 352, 256).model_copy(update={"vocab_size": 2048, "tied": True, "segment_len": 64}),
     "25m": _preset(216, 11, 4, 1188, 1218),
     "50m": _preset(384, 11, 6, 1344, 1536),
     "100m": _preset(512, 18, 8, 1632, 2048),

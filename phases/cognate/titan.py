@@ -1,12 +1,13 @@
 """TinyTitan: a decoder-only transformer that thinks for as long as a token needs and remembers beyond its window.
 
 A ponder step is one pass through the whole stack; all steps share its weights and differ in an embedding (Universal
-Transformer, Dehghani et al. 2018). A halting head decides per token when to stop. Attention reaches over the current
-segment and the one before; what is older is in the long-term memory, read once per ponder step in the middle of the
-stack and written at the end of each segment. So the cost per token does not grow with the text, and a token-by-token
-pass computes what a pass over the whole text computes.
+Transformer, Dehghani et al. 2018). A halting head decides per token when to stop, and what has stopped is not computed
+any further. Attention reaches over the current segment and the one before (`window.py`); what is older is in the
+long-term memory (`memory.py`), read once per ponder step in the middle of the stack and written at the end of each
+segment. So the cost per token does not grow with the text, and reading token by token computes the same as reading all
+at once. The surprise of a token is known once it is read, since the logits before it are kept: nothing is written late.
 
-Shapes: B rows, T tokens, D model width, V vocabulary, N ponder steps.
+Shapes: B rows, T tokens of a piece (part of one segment), D model width, V vocabulary, N tokens that a step computes.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from phases.cognate.blocks import Block, rotation
+from phases.cognate import places
+from phases.cognate.blocks import Block
 from phases.cognate.halting import HaltingHead, bce_halting_loss, halting_targets, halts
-from phases.cognate.memory import LongTermMemory, MemoryConfig
-from phases.cognate.state import Level, State
+from phases.cognate.memory import LongTermMemory, MemoryConfig, MemoryState
+from phases.cognate.norm import RMSNorm
+from phases.cognate.places import Places
+from phases.cognate.rope import Rotation, rotation
+from phases.cognate.state import State
+from phases.cognate.window import CachedWindow, SegmentWindow, Window
 from phases.errors import ConfigError
 from phases.settings import Settings
 from phases.training.losses import linear_cross_entropy
@@ -58,14 +64,14 @@ class TitanConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Thought:
-    """The ponder steps of one piece of a segment."""
+class Reading:
+    """What a pass over a text computed."""
 
-    hiddens: list[Tensor]  # per step (B, T, D); where a token had halted, its state is copied on
-    halting: list[Tensor]  # per step (B, T), logits
-    steps: Tensor  # (B, T), int64, steps that each token ran
-    levels: tuple[Level, ...]
-    hits: Tensor  # (B, T), share of attention given to memory in the first step
+    outputs: Tensor  # (B, T, D), normalised; times the head they are logits
+    surprise: Tensor  # (B, T), nats of each token given those before it; 0 for the first of all
+    steps: Tensor  # (B, T), int64, ponder steps that each token ran
+    hits: Tensor  # (B, T), share of attention that the first step's memory read gave to memory
+    state: State
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Evaluation:
 
 
 class TinyTitan(nn.Module):
-    """The model of phase 1. Training runs `train_ponder_steps`; inference halts each token by itself."""
+    """The model of phase 1. Training runs `train_ponder_steps`; at inference each token halts there or before."""
 
     def __init__(self, config: TitanConfig) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class TinyTitan(nn.Module):
             Block(config.d_model, config.n_heads, config.hidden) for _ in range(config.n_layers)
         )
         self.memory = LongTermMemory(config.d_model, config.memory)
-        self.norm = nn.RMSNorm(config.d_model)
+        self.norm = RMSNorm(config.d_model)
         self.halting = HaltingHead(config.d_model)
         self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._initialise()
@@ -103,178 +109,192 @@ class TinyTitan(nn.Module):
 
     def empty_state(self, batch: int) -> State:
         """Return the state of `batch` rows that have read nothing."""
-        weight = self.embedding.weight
-        none = weight.new_zeros(batch, 0, self.config.d_model)
-        memory = self.memory.empty(batch, weight.device, weight.dtype)
-        return State(0, (), memory, none, none[:, :, 0], none)
+        c, like = self.config, self.embedding.weight
+        window = CachedWindow(like, batch, c.train_ponder_steps, c.n_layers, c.n_heads, c.segment_len)
+        outputs = like.new_zeros(batch, c.segment_len, c.d_model)
+        return State(window, self.memory.empty(batch, like.device, like.dtype), outputs, outputs[:, :, 0].clone(), None)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return next-token logits (B, T, V) and the state after `tokens` (B, T), halting token by token."""
-        logits, _, state = self.predict(tokens, state)
-        return logits, state
+        reading = self.read(tokens, state)
+        return reading.outputs @ self.head_weight.T, reading.state
 
-    def predict(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:
-        """Return what `forward` does, and between them the ponder steps of each token (B, T)."""
+    @torch.no_grad()
+    def read(self, tokens: Tensor, state: State | None = None) -> Reading:
+        """Read `tokens` (B, T), halting token by token, on from `state`, which is updated in place.
+
+        The logits of the next token are in the state's `prediction`; those in between are never held all at once.
+        """
         state = state or self.empty_state(tokens.shape[0])
-        logits, steps = list[Tensor](), list[Tensor]()
-        for piece in self._pieces(tokens, state):
-            thought = self.think(piece, state, self.config.max_ponder_steps, self.config.halt_threshold)
-            steps.append(thought.steps)
-            output = self.norm(thought.hiddens[-1])
-            logits.append(output @ self.head_weight.T)
-            before = torch.cat([state.last @ self.head_weight.T, logits[-1][:, :-1]], dim=1)  # predicts `piece`
-            surprise = _nll(before, piece[:, piece.shape[1] - before.shape[1] :])
-            state = self._advance(state, thought, output, _padded(surprise, piece.shape[1]))
-        return torch.cat(logits, dim=1), torch.cat(steps, dim=1), state
+        parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
+        for piece in self._pieces(tokens, state.position):
+            hidden, steps, hits = self._ponder(piece, state)
+            outputs = self.norm(hidden)
+            surprise = self._surprise(piece, outputs, state.prediction)
+            state.prediction = outputs[:, -1] @ self.head_weight.T
+            self._absorb(state, outputs, surprise)
+            parts.append((outputs, surprise, steps, hits))
+        outputs, surprise, steps, hits = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return Reading(outputs, surprise, steps, hits, state)
 
     def evaluate(self, rows: Tensor, state: State | None = None) -> Evaluation:
-        """Measure `rows` (B, T + 1), inputs and targets shifted by one, with adaptive halting; no logits are kept."""
-        inputs, targets = rows[:, :-1], rows[:, 1:]
-        state = state or self.empty_state(rows.shape[0])
-        nll, steps, hits = list[Tensor](), list[Tensor](), list[Tensor]()
-        at = 0
-        for piece in self._pieces(inputs, state):
-            thought = self.think(piece, state, self.config.max_ponder_steps, self.config.halt_threshold)
-            output = self.norm(thought.hiddens[-1])
-            first = _nll(state.last @ self.head_weight.T, piece[:, : state.last.shape[1]])
-            wanted = targets[:, at : at + piece.shape[1]]
-            losses = linear_cross_entropy(output.flatten(0, 1), self.head_weight, wanted.flatten())[1]
-            losses = losses.view_as(piece)
-            surprise = torch.cat([first, losses[:, :-1]], dim=1)
-            state = self._advance(state, thought, output, _padded(surprise, piece.shape[1]))
-            for collected, part in ((nll, losses), (steps, thought.steps), (hits, thought.hits)):
-                collected.append(part)
-            at += piece.shape[1]
-        return Evaluation(torch.cat(nll, 1), torch.cat(steps, 1), torch.cat(hits, 1), state)
+        """Measure `rows` (B, T + 1), inputs and targets shifted by one, with adaptive halting."""
+        reading = self.read(rows[:, :-1], state)
+        assert reading.state.prediction is not None
+        last = _nll(reading.state.prediction, rows[:, -1:])
+        return Evaluation(torch.cat([reading.surprise[:, 1:], last], 1), reading.steps, reading.hits, reading.state)
 
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the training loss of `rows` (B, T + 1) and metrics.
 
         The mean over ponder steps of the cross-entropy (deep supervision) plus the halting head's regression on
-        whether a further step would have gained anything.
+        whether a further step would have gained anything. Every token runs every step, so that each is supervised, but
+        other tokens and the memory see it as of the step at which it would halt, as they will at inference.
         """
-        inputs, targets = rows[:, :-1], rows[:, 1:]
-        state = self.empty_state(rows.shape[0])
+        batch, length = rows.shape[0], rows.shape[1] - 1
         n_steps = self.config.train_ponder_steps
-        token_weights = torch.full((n_steps * inputs.numel(),), 1 / (n_steps * inputs.numel()), device=rows.device)
+        window, memory = SegmentWindow(), self.memory.empty(batch, rows.device, self.embedding.weight.dtype)
         total = torch.zeros((), device=rows.device)
-        halting_logits, all_losses = list[Tensor](), list[Tensor]()
-        at = 0
-        for piece in self._pieces(inputs, state):
-            wanted = targets[:, at : at + piece.shape[1]]
-            thought = self.think(piece, state, n_steps, None)
-            outputs = self.norm(torch.stack(thought.hiddens))  # (N, B, T, D)
-            repeated = wanted.expand(n_steps, -1, -1).flatten()
-            weights = token_weights[: repeated.numel()]
-            loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, repeated, weights)
-            losses = losses.view(n_steps, *piece.shape)
-            total = total + loss
-            first = all_losses[-1][-1, :, -1:] if all_losses else losses.new_zeros(piece.shape[0], 0)
-            surprise = torch.cat([first, losses[-1, :, :-1]], dim=1)
-            state = self._advance(state, thought, outputs[-1], _padded(surprise, piece.shape[1]))
-            halting_logits.append(torch.stack(thought.halting))
-            all_losses.append(losses)
-            at += piece.shape[1]
-        losses = torch.cat(all_losses, dim=2)
-        wanted_halting = halting_targets(losses, self.config.halt_tolerance)
-        halting = bce_halting_loss(torch.cat(halting_logits, dim=2).float(), wanted_halting)
-        metrics = {"cross_entropy": losses[-1].mean(), "halting_loss": halting.detach()}
-        return total + self.config.halting_weight * halting, metrics
+        found = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
+        last = total.new_zeros(batch, 1)
+        for start in range(0, length, self.config.segment_len):
+            piece, targets = (part[:, start : start + self.config.segment_len] for part in (rows[:, :-1], rows[:, 1:]))
+            hiddens, halting, steps, hits = self._unroll(piece, start, window, memory)
+            outputs = self.norm(hiddens)
+            weights = torch.full((n_steps * piece.numel(),), 1 / (n_steps * batch * length), device=rows.device)
+            targets = targets.expand(n_steps, -1, -1).flatten()
+            loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, targets, weights)
+            total, losses = total + loss, losses.view(n_steps, *piece.shape)
+            if start + piece.shape[1] < length:
+                surprise = _at_step(losses, steps)
+                memory = self.memory.write(memory, _at_step(outputs, steps), torch.cat([last, surprise[:, :-1]], dim=1))
+                window.advance()
+                last = surprise[:, -1:]
+            found.append((losses, halting, steps, hits))
+        losses, halting, steps, hits = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+        halting_loss = bce_halting_loss(halting.float(), halting_targets(losses, self.config.halt_tolerance))
+        metrics = {
+            "cross_entropy": _at_step(losses, steps).mean(),
+            "halting_loss": halting_loss.detach(),
+            "ponder_steps": steps.float().mean(),
+            "memory_hit_rate": hits.mean(),
+        }
+        return total + self.config.halting_weight * halting_loss, metrics
 
-    def think(self, tokens: Tensor, state: State, max_steps: int, threshold: float | None) -> Thought:
-        """Ponder over `tokens` (B, T), which must not cross the end of a segment.
+    def _ponder(self, piece: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Ponder over `piece` (B, T) and return hidden states (B, T, D), steps and memory hits (B, T).
 
-        Without a `threshold` every token runs `max_steps`. With one, a token stops at the step where its cumulative
-        halting probability reaches it, and is not computed any further.
+        A token stops at the step where its cumulative halting probability reaches the threshold.
         """
-        x = self.embedding(tokens)
-        positions = torch.arange(state.position, state.position + tokens.shape[1], device=tokens.device)
-        levels = list(state.levels)
-        hiddens, halting = list[Tensor](), list[Tensor]()
-        active = torch.ones_like(tokens, dtype=torch.bool)
-        going_on = torch.ones_like(x[..., 0])
-        steps = torch.zeros_like(tokens)
-        pieces = list[Level]()
-        hits = torch.zeros_like(x[..., 0])
-        for step in range(max_steps):
-            window = levels[min(step, len(levels) - 1)] if levels else None
-            queries = _Queries.of(active) if threshold is not None and step else None
-            piece, x = self._pass(x, step, positions, window, state, pieces[-1] if pieces else None, queries)
-            if step == 0 and threshold is not None and state.memory.keys.shape[1]:
-                hits = self.memory.match(piece.middle, state.memory, _tail(window))
-            pieces.append(piece)
-            hiddens.append(x)
-            halting.append(self.halting(x))
-            steps = steps + active
-            if threshold is not None:
-                going_on = torch.where(active, going_on * torch.sigmoid(-halting[-1]), going_on)
-                active = active & ~halts(1 - going_on, threshold)
-                if not active.any():
+        window, n_steps = state.window, self.config.train_ponder_steps
+        hidden = self.embedding(piece)
+        steps, going_on = torch.ones_like(piece), hidden.new_ones(piece.shape)
+        here = places.everywhere((piece.shape[0], piece.shape[1]), window.past, piece.device)
+        angles = self._angles(here, state.position, hidden.dtype)
+        hits = hidden.new_zeros(piece.shape)
+        for step in range(n_steps):
+            h, found = self._pass(hidden[here.rows, here.columns], step, here, angles, window, state.memory)
+            hidden[here.rows, here.columns] = h
+            if step == 0 and found is not None:
+                hits = found.view_as(hits)
+            if step == n_steps - 1:
+                break
+            going_on[here.rows, here.columns] *= torch.sigmoid(-self.halting(h))
+            halted = halts(1 - going_on, self.config.halt_threshold)
+            if halted.any():
+                window.settle(step, places.where(halted & (steps == step + 1), window.past))
+                if halted.all():
                     break
-        return Thought(hiddens, halting, steps, _extended(levels, pieces), hits)
+                here = places.where(~halted, window.past)
+                angles = self._angles(here, state.position, hidden.dtype)
+            steps += ~halted
+        return hidden, steps, hits
+
+    def _unroll(
+        self, piece: Tensor, position: int, window: SegmentWindow, memory: MemoryState
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run all steps over a segment; return hidden states (S, B, T, D) and halting logits (S, B, T) of each step.
+
+        With them come the steps that each token would have run at inference and its memory hits, both (B, T).
+        """
+        past = self.config.segment_len if position else 0
+        here = places.everywhere((piece.shape[0], piece.shape[1]), past, piece.device)
+        h = self.embedding(piece).flatten(0, 1)
+        angles = self._angles(here, position, h.dtype)
+        steps, going_on = torch.ones_like(piece), h.new_ones(piece.shape)
+        hits = h.new_zeros(piece.shape)
+        hiddens, halting = list[Tensor](), list[Tensor]()
+        for step in range(self.config.train_ponder_steps):
+            h, found = self._pass(h, step, here, angles, window, memory)
+            if step == 0 and found is not None:
+                hits = found.detach().view_as(hits)
+            hiddens.append(h.unflatten(0, piece.shape))
+            halting.append(self.halting(hiddens[-1]))
+            going_on = going_on * torch.sigmoid(-halting[-1].detach().float())
+            active = ~halts(1 - going_on, self.config.halt_threshold)
+            window.active = None if active.all() else active
+            if step < self.config.train_ponder_steps - 1:
+                steps = steps + active
+        return torch.stack(hiddens), torch.stack(halting), steps, hits
 
     def _pass(
-        self,
-        x: Tensor,
-        step: int,
-        positions: Tensor,
-        window: Level | None,
-        state: State,
-        before: Level | None,
-        queries: "_Queries | None",
-    ) -> tuple[Level, Tensor]:
-        """Run the stack once and return the piece's part of the level and its hidden states (B, T, D).
+        self, x: Tensor, step: int, here: Places, angles: Rotation, window: Window, memory: MemoryState
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take one ponder step with the tokens `x` (N, D) at the places `here`.
 
-        With `queries`, only they are computed; the rest keep their hidden state, and their keys, values and middle
-        states are those of the level `before`.
+        Return their hidden states (N, D) and memory hits (N,), the latter None while the memory is empty.
         """
-        h = x + self.step_embedding[step]
-        place = positions.unsqueeze(0)
-        past = window.keys[0].shape[2] if window is not None else 0
-        mask = _causal(positions.numel(), past, x.device)
-        if queries is not None and before is not None:
-            h, place = queries.take(h), positions[queries.index]
-            mask = queries.mask(past, positions.numel())
-        angles = rotation(place, self.config.d_model // self.config.n_heads, self.config.rope_theta, x.dtype)
-        keys, values, middle = list[Tensor](), list[Tensor](), x[:, :0]
-        for number, module in enumerate(self.blocks):
+        h, hits = x + self.step_embedding[step], None
+        for layer, module in enumerate(self.blocks):
             block = cast(Block, module)
-            if number == len(self.blocks) // 2:
-                middle = h if queries is None or before is None else queries.put(before.middle, h)
-                if state.memory.keys.shape[1]:
-                    recalled = self.memory.read(middle, state.memory, _tail(window))
-                    h = h + (recalled if queries is None else queries.take(recalled))
-            q, k, v = block.project(h, angles)
-            if queries is not None and before is not None:
-                k, v = queries.put_heads(before.keys[number], k), queries.put_heads(before.values[number], v)
-            keys.append(k)
-            values.append(v)
-            all_k, all_v = (
-                (k, v)
-                if window is None
-                else (torch.cat([window.keys[number], k], 2), torch.cat([window.values[number], v], 2))
-            )
-            if queries is not None:
-                all_k, all_v = all_k[queries.rows], all_v[queries.rows]
-            h = block(h, q, all_k, all_v, mask)
-        return Level(tuple(keys), tuple(values), middle), h if queries is None else queries.put(x, h)
+            if layer == len(self.blocks) // 2:
+                normed = self.memory.norm(h)
+                latest = window.latest(step, here, self.memory.q(normed))
+                if memory.keys.shape[1]:
+                    query = sum(
+                        (x * taps for x, taps in zip(latest, self.memory.q_conv, strict=True)), torch.zeros_like(x)
+                    )
+                    recalled, hits = self._recall(here, normed, query, memory)
+                    h = h + recalled
+            h = block.mix(h, window.attend(step, layer, here, *block.project(h, angles)))
+        return h, hits
 
-    def _pieces(self, tokens: Tensor, state: State) -> list[Tensor]:
-        """Cut `tokens` (B, T) where segments end."""
+    def _recall(self, here: Places, normed: Tensor, query: Tensor, memory: MemoryState) -> tuple[Tensor, Tensor]:
+        """Read memory for the tokens of each row and return (N, D), and the hits (N,)."""
+        parts = [
+            self.memory.recall(group.rectangle(normed), group.rectangle(query), memory.select(group.rows))
+            for group in here.groups
+        ]
+        recalled, hits = zip(*parts, strict=True)
+        return torch.cat([x.flatten(0, 1) for x in recalled]), torch.cat([x.flatten() for x in hits])
+
+    def _angles(self, here: Places, position: int, dtype: torch.dtype) -> Rotation:
+        head_dim = self.config.d_model // self.config.n_heads
+        return rotation(here.columns + position, head_dim, self.config.rope_theta, dtype)
+
+    def _surprise(self, piece: Tensor, outputs: Tensor, prediction: Tensor | None) -> Tensor:
+        """Return the nats of the tokens `piece` (B, T), the first of them under the `prediction` made before it."""
+        first = torch.zeros_like(outputs[:, :1, 0]) if prediction is None else _nll(prediction, piece[:, :1])
+        if piece.shape[1] == 1:
+            return first
+        hidden, targets = outputs[:, :-1].flatten(0, 1), piece[:, 1:].flatten()
+        rest = linear_cross_entropy(hidden, self.head_weight, targets)[1]
+        return torch.cat([first, rest.view(piece.shape[0], -1)], dim=1)
+
+    def _absorb(self, state: State, outputs: Tensor, surprise: Tensor) -> None:
+        """Take a piece into the state; at the end of a segment, write memory."""
+        start, length = state.position % self.config.segment_len, outputs.shape[1]
+        state.outputs[:, start : start + length] = outputs
+        state.surprise[:, start : start + length] = surprise
+        state.window.advance(length)
+        if start + length == self.config.segment_len:
+            state.memory = self.memory.write(state.memory, state.outputs, state.surprise)
+
+    def _pieces(self, tokens: Tensor, position: int) -> list[Tensor]:
+        """Cut `tokens` (B, T), the first of them at `position`, where segments end."""
         size = self.config.segment_len
-        first = min(size - state.position % size, tokens.shape[1])
+        first = min(size - position % size, tokens.shape[1])
         return [tokens[:, :first], *(tokens[:, first:].split(size, dim=1) if tokens.shape[1] > first else ())]
-
-    def _advance(self, state: State, thought: Thought, output: Tensor, surprise: Tensor) -> State:
-        """Return the state after a piece; at the end of a segment, write memory and let the window move on."""
-        hidden = torch.cat([state.hidden, thought.hiddens[-1]], dim=1)
-        surprise = torch.cat([state.surprise, surprise.to(hidden.dtype)], dim=1)
-        position = state.position + output.shape[1]
-        if position % self.config.segment_len:
-            return State(position, thought.levels, state.memory, hidden, surprise, output[:, -1:])
-        memory = self.memory.write(state.memory, hidden, surprise)
-        levels = tuple(level.last(self.config.segment_len) for level in thought.levels)
-        return State(position, levels, memory, hidden[:, :0], surprise[:, :0], output[:, -1:])
 
     def _initialise(self) -> None:
         """Draw matrices with the deviation D^-1/2, those that write to the residual stream scaled down by its depth.
@@ -293,83 +313,12 @@ class TinyTitan(nn.Module):
             nn.init.normal_(self.head.weight, std=0.02)
 
 
-@dataclass(frozen=True)
-class _Queries:
-    """The tokens still active: rows R with any, and A places in each; a row with fewer repeats halted ones unused."""
-
-    rows: Tensor | slice  # (R,); a slice where the active rows come first, which costs no copy of the window
-    index: Tensor  # (R, A), places in the piece
-    valid: Tensor  # (R, A), bool
-
-    @classmethod
-    def of(cls, active: Tensor) -> "_Queries":
-        """Gather from `active` (B, T)."""
-        any_active = active.any(1)
-        count = int(any_active.sum())
-        rows: Tensor | slice = slice(0, count) if bool(any_active[:count].all()) else any_active.nonzero().squeeze(1)
-        kept = active[rows]
-        order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)[:, : int(kept.sum(1).max())]
-        return cls(rows, order, torch.gather(kept, 1, order))
-
-    def take(self, x: Tensor) -> Tensor:
-        """Return (R, A, D) of (B, T, D)."""
-        return torch.gather(x[self.rows], 1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-
-    def put(self, x: Tensor, part: Tensor) -> Tensor:
-        """Return (B, T, D) with `part` (R, A, D) in its places and `x` elsewhere."""
-        part = torch.where(self.valid.unsqueeze(-1), part.to(x.dtype), self.take(x))
-        changed = x.clone()
-        index = self.index.unsqueeze(-1).expand_as(part)
-        changed[self.rows] = x[self.rows].scatter(1, index, part)
-        return changed
-
-    def put_heads(self, x: Tensor, part: Tensor) -> Tensor:
-        """Return (B, H, T, K) with `part` (R, H, A, K) in its places and `x` elsewhere."""
-        merged = self.put(x.transpose(1, 2).flatten(2), part.transpose(1, 2).flatten(2))
-        heads: Tensor = merged.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
-        return heads
-
-    def mask(self, past: int, length: int) -> Tensor | None:
-        """Return which of `past` + `length` keys each query may see, (R, 1, A, W); None where it is one token's."""
-        if length == 1:
-            return None
-        keys = torch.arange(past + length, device=self.index.device)
-        return (keys <= past + self.index.unsqueeze(-1)).unsqueeze(1)
-
-
-def _causal(length: int, past: int, device: torch.device) -> Tensor | None:
-    """Return the mask (T, past + T) of `length` tokens behind `past` ones; one token sees everything."""
-    if length == 1:
-        return None
-    return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
-
-
-def _extended(levels: list[Level], pieces: list[Level]) -> tuple[Level, ...]:
-    """Append a piece's levels to the window's; where one has fewer, its highest stands for those above."""
-    if not levels:
-        return tuple(pieces)
-    extended = []
-    for number in range(max(len(levels), len(pieces))):
-        old, new = levels[min(number, len(levels) - 1)], pieces[min(number, len(pieces) - 1)]
-        keys = tuple(torch.cat(pair, dim=2) for pair in zip(old.keys, new.keys, strict=True))
-        values = tuple(torch.cat(pair, dim=2) for pair in zip(old.values, new.values, strict=True))
-        extended.append(Level(keys, values, torch.cat([old.middle, new.middle], dim=1)))
-    return tuple(extended)
-
-
-def _tail(window: Level | None) -> Tensor | None:
-    """Return the last three middle states of the segment so far, which the memory's convolution reaches back to."""
-    if window is None or window.middle.shape[1] == 0:
-        return None
-    return window.middle[:, -3:]
-
-
 def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the nats of `tokens` (B, T) under `logits` (B, T, V)."""
-    picked: Tensor = torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return -picked
+    """Return the nats of `tokens` (B, 1) under `logits` (B, V)."""
+    return -torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens)
 
 
-def _padded(surprise: Tensor, length: int) -> Tensor:
-    """Put a zero before the surprises where the first token of all has none."""
-    return torch.cat([surprise.new_zeros(surprise.shape[0], length - surprise.shape[1]), surprise], dim=1)
+def _at_step(values: Tensor, steps: Tensor) -> Tensor:
+    """Return of `values` (S, B, T, ...), one per ponder step, those after the last of each token's `steps` (B, T)."""
+    index = (steps - 1).view(1, *steps.shape, *[1] * (values.dim() - 3)).expand(1, *values.shape[1:])
+    return values.gather(0, index).squeeze(0)
