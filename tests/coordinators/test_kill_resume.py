@@ -1,0 +1,122 @@
+"""SIGKILL the driver anywhere; `forge resume` ends with the bytes of a run that nobody disturbed.
+
+Also what surrounds that: a finished run is left alone, a tampered one is refuted, a busy one is refused.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from phases.rundir import read_result
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = [
+    "--preset",
+    "smoke",
+    "--set=cognate.warm_up.steps=24",
+    "--set=cognate.training.steps=24",
+    "--set=cognate.evaluation.task_instances=4",
+    "--set=cognate.evaluation.text_tokens=1024",
+]
+pytestmark = pytest.mark.slow
+
+
+def forge(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "forge.py"), *arguments]
+    environment = os.environ | {"WANDB_MODE": "disabled"}
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    assert not check or outcome.returncode == 0, outcome.stderr
+    return outcome
+
+
+def hashes(run: Path) -> dict[str, str]:
+    result = read_result(str(run), "cognate")
+    assert result.model is not None
+    return {role: ref.sha256 for role, ref in result.models.items()} | {"handed on": result.model.sha256}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    forge("run", *CONFIG, "--run-dir", str(run))
+    return run
+
+
+def checkpoint(role: str) -> str:
+    return f"01_cognate/checkpoints/{role}/*/manifest.json"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "config.yaml",
+        "00_corpus/tokenizer.json",
+        checkpoint("warm_up"),
+        "01_cognate/models/warm_up/lineage.json",
+        checkpoint("reasoning"),
+        "01_cognate/models/reasoning/lineage.json",
+        "01_cognate/model/lineage.json",
+    ],
+)
+def test_killed_and_resumed_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "forge.py"), "run", *CONFIG, "--run-dir", str(run)]
+    environment = os.environ | {"WANDB_MODE": "disabled"}
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(run.glob(moment)):
+        assert driver.poll() is None, "the run ended before the moment came"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    forge("resume", str(run))
+    assert hashes(run) == hashes(undisturbed)
+    executed = sum(1 for _ in (run / "01_cognate" / "metrics.jsonl").open())
+    clean = sum(1 for _ in (undisturbed / "01_cognate" / "metrics.jsonl").open())
+    assert executed < 2 * clean, "work was started again from nothing"
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed: Path) -> None:
+    before = sorted((undisturbed / "journal").iterdir())
+    forge("resume", str(undisturbed))
+    assert sorted((undisturbed / "journal").iterdir()) == before
+    again = forge("run", *CONFIG, "--run-dir", str(undisturbed), check=False)
+    assert again.returncode == 1
+    assert "there is a run in it" in again.stderr
+
+
+def test_verify_holds_and_names_what_was_tampered_with(undisturbed: Path, tmp_path: Path) -> None:
+    shown = json.loads(forge("verify", str(undisturbed), "--json").stdout)
+    assert shown["ok"]
+    assert {"claimed", "measured", "tolerance"} <= set(shown["findings"][-1])
+
+    def refuted(name: str) -> str:
+        outcome = forge("verify", str(tmp_path / name), check=False)
+        assert outcome.returncode == 1
+        return outcome.stdout.replace("\n", "")
+
+    changed = shutil.copytree(undisturbed, tmp_path / "number") / "01_cognate" / "result.json"
+    result = json.loads(changed.read_text())
+    (claim,) = [claim for claim in result["claims"] if claim["key"] == "cognate/reasoning/bits_per_byte"]
+    claim["value"] -= 0.1
+    changed.write_text(json.dumps(result))
+    assert "FAIL cognate/reasoning/bits_per_byte" in (text := refuted("number"))
+    assert "altered after the run" in text
+
+    weights = shutil.copytree(undisturbed, tmp_path / "byte") / "01_cognate/models/reasoning/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert "FAIL model 01_cognate/models/reasoning" in refuted("byte")
+
+    unknown = shutil.copytree(undisturbed, tmp_path / "probe") / "01_cognate" / "result.json"
+    unknown.write_text(unknown.read_text().replace('"cognate/ponder_steps"', '"cognate/nothing"'))
+    assert "probe cognate/nothing: not known" in refuted("probe")
