@@ -11,6 +11,7 @@ Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -49,7 +50,8 @@ class _LinearCrossEntropy(Function):
         chunk: int,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
+        width = hidden.shape[1]
+        h, w = _padded(hidden.detach().to(dtype)), _padded(weight.detach().to(dtype))
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         logits = torch.empty(min(chunk, len(h)), len(w), dtype=dtype, device=h.device)
         rows = ROWS if h.device.type == "cpu" else chunk
@@ -66,10 +68,10 @@ class _LinearCrossEntropy(Function):
             if needs_gradient:
                 # The tokens' weights scale the narrow factor of each product, not the wide one.
                 torch.mm(part_logits, w, out=d_hidden[part])
-                product = part_logits.T @ (h[part] * token_weights[part, None]).to(dtype)
+                product = part_logits.T @ (h[part, :width] * token_weights[part, None]).to(dtype)
                 d_weight = product.float() if d_weight is None else d_weight.add_(product)
         if needs_gradient:
-            ctx.save_for_backward((d_hidden * token_weights[:, None]).to(hidden.dtype), d_weight)
+            ctx.save_for_backward((d_hidden[:, :width] * token_weights[:, None]).to(hidden.dtype), d_weight)
         ctx.weight_type = weight.dtype
         ctx.mark_non_differentiable(losses)
         # Not a product of vectors: autocast would round it to bf16.
@@ -81,6 +83,12 @@ class _LinearCrossEntropy(Function):
         d_hidden, d_weight = ctx.saved_tensors
         # In place, for these are large; autograd itself refuses a second pass over tensors that have changed.
         return d_hidden.mul_(grad), d_weight.mul_(grad).to(ctx.weight_type), None, None, None, None
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Append zeros to rows of 2-byte numbers: matrix units are up to twice as fast on multiples of 32."""
+    missing = -x.shape[1] % 32 if x.dtype.itemsize == 2 else 0
+    return F.pad(x, (0, missing)) if missing else x
 
 
 class _Softmax:
