@@ -1,8 +1,8 @@
-"""The agents of phase 1: one prepares the corpus, one per model trains and measures it."""
+"""The agents of phase 1: one prepares the corpus, one per model trains and measures it, one chooses."""
 
 import tempfile
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,7 +12,7 @@ from phases import rundir, storage
 from phases.cognate import phase
 from phases.cognate.config import CognateConfig
 from phases.cognate.phase import Job
-from phases.contract import Claim, ModelRef
+from phases.contract import ModelRef, PhaseResult
 from phases.corpus.config import CorpusConfig
 from phases.corpus.prepare import prepare
 from phases.training.loop import StepReport
@@ -66,9 +66,16 @@ class Pretrainer(Agent):
         checkpoints.clear()
         return ref
 
-    def evaluate(self, task: str, role: str, config: CognateConfig, seed: int) -> dict[str, Any]:
-        """Return the model's claims and a few samples of its text."""
+    def evaluate(self, task: str, role: str, config: CognateConfig, seed: int) -> None:
+        """Measure the model; the findings are in the run directory."""
         torch.set_num_threads(config.training.threads)
-        claims: list[Claim] = phase.evaluate(self.run_uri, role, config, seed)
-        self.report(task, 1, 2, {})
-        return {"claims": claims, "samples": phase.samples(self.run_uri, role)}
+        phase.evaluate(self.run_uri, role, config, seed)
+
+
+class Judge(Agent):
+    """Chooses among the trained models."""
+
+    def choose(self, task: str, config: CognateConfig, seed: int, start: datetime) -> PhaseResult:
+        """Return the result of the phase that began at `start`."""
+        torch.set_num_threads(config.training.threads)
+        return phase.finish(self.run_uri, config, seed, start)

@@ -1,7 +1,8 @@
 """Running the tasks of a phase: a dependency graph over agents, side by side where there are resources.
 
 An agent works on one task at a time and is stopped when nothing is left for it, which frees its CPUs or GPUs for one
-that waits. What goes wrong with a task arrives in one place, `_failed`.
+that waits. It is started as soon as all that its task waits for is under way, so that its imports cost no time, and not
+before, so that it cannot hold what those need. What goes wrong with a task arrives in one place, `_failed`.
 """
 
 import asyncio
@@ -35,10 +36,14 @@ class PhaseCoordinator:
     def __init__(self, run: str, phase: str, emit: Emit) -> None:
         self.run_uri, self.phase, self.emit = run, phase, emit
         self._handles: dict[str, Any] = {}
+        self._tasks: Sequence[Task] = ()
+        self._roles: dict[str, Role] = {}
+        self._under_way: set[str] = set()
 
     async def run_plan(self, tasks: Sequence[Task], roles: dict[str, Role]) -> dict[str, Any]:
         """Return task id -> report. Raises `ConfigError` for a plan that cannot run, and what a failed task raised."""
         order = check_plan(tasks, roles)
+        self._tasks, self._roles = tasks, roles
         by_id = {task.id: task for task in tasks}
         waiting = list[Task]()
         running = dict[asyncio.Task[Any], Task]()
@@ -50,7 +55,7 @@ class PhaseCoordinator:
                 for task in [task for task in waiting if task.agent not in busy]:
                     if task.agent not in {other.agent for other in running.values()}:
                         waiting.remove(task)
-                        running[asyncio.create_task(self._run_task(task, roles[task.agent]))] = task
+                        running[asyncio.create_task(self._run_task(task))] = task
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for finished in done:
                     task = running.pop(finished)
@@ -64,12 +69,8 @@ class PhaseCoordinator:
             for name in list(self._handles):
                 self._stop_if_idle(name, [])
 
-    async def _run_task(self, task: Task, role: Role) -> Any:
-        if task.agent not in self._handles:
-            self._handles[task.agent] = spawn(
-                role.agent, self.run_uri, self.phase, task.agent, cpus=role.cpus, gpus=role.gpus
-            )
-        handle = self._handles[task.agent]
+    async def _run_task(self, task: Task) -> Any:
+        handle = self._handle(task.agent)
         self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
         watcher = asyncio.create_task(self._watch(handle, task))
         try:
@@ -86,6 +87,9 @@ class PhaseCoordinator:
         beats = -1
         while True:
             progress: Progress = await handle.progress.remote()
+            if task.id not in self._under_way:
+                self._under_way.add(task.id)
+                self._start_ahead()
             if progress.beats != beats and progress.task == task.id and progress.steps:
                 beats = progress.beats
                 self.emit(
@@ -98,6 +102,19 @@ class PhaseCoordinator:
                     metrics=progress.metrics,
                 )
             await asyncio.sleep(POLL_SECONDS)
+
+    def _handle(self, agent: str) -> Any:
+        """Return an agent's handle, starting it where it is not there."""
+        if agent not in self._handles:
+            role = self._roles[agent]
+            self._handles[agent] = spawn(role.agent, self.run_uri, self.phase, agent, cpus=role.cpus, gpus=role.gpus)
+        return self._handles[agent]
+
+    def _start_ahead(self) -> None:
+        """Start the agents whose tasks wait only for tasks that are under way or done."""
+        for task in self._tasks:
+            if task.id not in self._under_way and self._under_way.issuperset(task.after):
+                self._handle(task.agent)
 
     def _failed(self, task: Task, error: RayError) -> ForgeError:
         """Journal a task's failure and return what stops the run; recovery strategies belong here."""

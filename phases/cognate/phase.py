@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import torch
+from pydantic import BaseModel
 
 from phases import modeldir, rundir, storage
 from phases.cognate.config import CognateConfig, VariantConfig
@@ -108,13 +109,28 @@ def pretrain(
     return _relative(ref, job.role)
 
 
-def evaluate(run: str, role: str, config: CognateConfig, seed: int) -> list[Claim]:
-    """Measure the model of a role on held-out data and return its claims, each beside its baseline."""
+class Findings(BaseModel):
+    """What was measured of one model."""
+
+    claims: list[Claim]
+    samples: list[dict[str, str]]
+
+
+def evaluate(run: str, role: str, config: CognateConfig, seed: int) -> None:
+    """Measure the model of a role on held-out data, each number beside its baseline, and write the findings once."""
+    path = storage.join(run, _findings_path(role))
+    if storage.exists(path):
+        return
     files = RunFiles(run)
-    return [*_text_claims(files, role, config), *_behaviour_claims(files, role, config, seed)]
+    claims = [*_text_claims(files, role, config), *_behaviour_claims(files, role, config, seed)]
+    storage.write_json(path, Findings(claims=claims, samples=_samples(run, role)).model_dump(mode="json"))
 
 
-def baseline_claims(run: str, config: CognateConfig) -> list[Claim]:
+def _findings_path(role: str) -> str:
+    return f"{FOLDER}/findings/{role}.json"
+
+
+def _baseline_claims(run: str, config: CognateConfig) -> list[Claim]:
     """Return what the same held-out text costs without a neural network."""
     arguments = {"tokens": config.evaluation.text_tokens}
     return [
@@ -130,7 +146,7 @@ def baseline_claims(run: str, config: CognateConfig) -> list[Claim]:
     ]
 
 
-def samples(run: str, role: str) -> list[dict[str, str]]:
+def _samples(run: str, role: str) -> list[dict[str, str]]:
     """Return a few generations of a model, for a person to look at."""
     loaded = load_model(storage.join(run, model_path(role)))
     shown = []
@@ -142,11 +158,10 @@ def samples(run: str, role: str) -> list[dict[str, str]]:
     return shown
 
 
-def finish(
-    run: str, config: CognateConfig, seed: int, claims: list[Claim], shown: list[dict[str, str]], start: datetime
-) -> PhaseResult:
+def finish(run: str, config: CognateConfig, seed: int, start: datetime) -> PhaseResult:
     """Choose the variant with the fewest bits per byte on the validation split and write what the phase hands on."""
     roles = [variant.name for variant in config.variants]
+    findings = [Findings.model_validate(storage.read_json(storage.join(run, _findings_path(role)))) for role in roles]
     validation = {role: _validation(run, role, config) for role in roles}
     best = min(roles, key=validation.__getitem__)
     source, target = storage.join(run, model_path(best)), storage.join(run, f"{FOLDER}/model")
@@ -167,7 +182,7 @@ def finish(
         "models": {role: model.model_dump() for role, model in models.items()},
     }
     storage.write_json(storage.join(run, f"{FOLDER}/cognate_models_summary.json"), summary)
-    storage.write_json(storage.join(run, f"{FOLDER}/samples.json"), shown)
+    storage.write_json(storage.join(run, f"{FOLDER}/samples.json"), [s for found in findings for s in found.samples])
     end = datetime.now(start.tzinfo)
     return PhaseResult(
         success=True,
@@ -175,7 +190,7 @@ def finish(
         model=ref.model_copy(update={"uri": f"{FOLDER}/model"}),
         models=models,
         metrics={f"validation_bits_per_byte/{role}": value for role, value in validation.items()},
-        claims=tuple(claims),
+        claims=(*_baseline_claims(run, config), *(made for found in findings for made in found.claims)),
         artifacts={
             "cognate_models_summary.json": f"{FOLDER}/cognate_models_summary.json",
             "samples": f"{FOLDER}/samples.json",
