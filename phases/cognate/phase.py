@@ -246,7 +246,7 @@ def _text_claims(files: RunFiles, role: str, config: CognateConfig) -> list[Clai
             unit="steps per token",
             better="lower",
             tolerance=0.02,
-            baseline=Baseline(what="no halting", value=config.model.max_ponder_steps),
+            baseline=Baseline(what="no halting", value=config.model.train_ponder_steps),
         ),
         claim(
             files,
