@@ -257,16 +257,14 @@ def _show_result(run_dir: str, result: Any, as_json: bool) -> None:
     if as_json:
         _print_json({"run": run_dir, "result": result.model_dump(mode="json")})
         return
-    table = Table(title=f"{result.phase}: {result.duration_seconds:.0f} s")
-    for column in ("claim", "value", "baseline", "target"):
-        table.add_column(column)
+    width = max((len(claim.key) for claim in result.claims), default=0)
     for claim in result.claims:
-        baseline = "" if claim.baseline is None else f"{claim.baseline.value:.4g} ({claim.baseline.what})"
-        target = "" if claim.target is None else f"{claim.target:g} {'met' if claim.met else 'missed'}"
-        table.add_row(claim.key, f"{claim.value:.4g} {claim.unit}", baseline, target)
-    console.print(table)
+        baseline = "" if claim.baseline is None else f"  ({claim.baseline.what}: {claim.baseline.value:.4g})"
+        target = "" if claim.target is None else f"  target {claim.target:g} {'met' if claim.met else 'missed'}"
+        line = f"{claim.key:<{width}}  {claim.value:.4g} {claim.unit}{baseline}{target}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]run[/] {run_dir}", soft_wrap=True)
-    console.print(f"next: forge verify {run_dir}; forge generate {run_dir} --prompt ...; forge serve {run_dir}")
+    console.print(f"{result.duration_seconds:.0f} s. Next: forge verify, forge generate or forge serve with this path")
 
 
 def _print_json(value: Any) -> None:
