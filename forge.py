@@ -259,9 +259,9 @@ def _show_result(run_dir: str, result: Any, as_json: bool) -> None:
         return
     width = max((len(claim.key) for claim in result.claims), default=0)
     for claim in result.claims:
-        baseline = "" if claim.baseline is None else f"  ({claim.baseline.what}: {claim.baseline.value:.4g})"
+        baseline = "" if claim.baseline is None else f"  ({claim.baseline.what}: {claim.baseline.value:,.6g})"
         target = "" if claim.target is None else f"  target {claim.target:g} {'met' if claim.met else 'missed'}"
-        line = f"{claim.key:<{width}}  {claim.value:.4g} {claim.unit}{baseline}{target}"
+        line = f"{claim.key:<{width}}  {claim.value:,.6g} {claim.unit}{baseline}{target}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]run[/] {run_dir}", soft_wrap=True)
     console.print(f"{result.duration_seconds:.0f} s. Next: forge verify, forge generate or forge serve with this path")

@@ -1,0 +1,57 @@
+"""W&B offline: the documented keys are in the run's files, nothing is sent, and its failures stop nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinators.tracking import PhaseLogger, PipelineLogger
+from phases.config import load_config
+
+PROGRESS = {
+    "kind": "progress",
+    "phase": "cognate",
+    "task": "train reasoning",
+    "agent": "reasoning",
+    "step": 3,
+    "steps": 9,
+    "metrics": {"loss": 2.0, "cross_entropy": 1.0},
+}
+
+
+def recorded(run: Path) -> bytes:
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    return file.read_bytes()
+
+
+def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "cognate"})
+        logger.on_event(PROGRESS)
+    data = recorded(tmp_path)
+    for key in (b"training/loss", b"training/perplexity", b"training/reasoning/step"):
+        assert key in data
+    assert b"2.71828182845" in data
+
+
+def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "cognate"})
+        logger.on_event(PROGRESS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_wandb_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def broken(self: PhaseLogger) -> None:
+        raise RuntimeError("no space for wandb")
+
+    monkeypatch.setattr(PhaseLogger, "_open", broken)
+    with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "cognate"})
+        logger.on_event(PROGRESS)
+    assert caplog.text.count("no space for wandb") == 1
