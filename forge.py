@@ -197,26 +197,6 @@ def serve(
 
 
 @app.command()
-def merge(
-    config: Annotated[Path, typer.Argument(help="Merge configuration in mergekit's YAML.")],
-    out_dir: Annotated[Path, typer.Argument(help="Directory for the merged model.")],
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and do nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Merge safetensors checkpoints, reading and writing them tensor by tensor."""
-    from phases.evomerge.checkpoints import merge_from_file, plan_from_file
-
-    if plan:
-        typer.echo(plan_from_file(config))
-        return
-    from coordinators.live import progress_bar
-
-    with progress_bar("merging", plain=as_json) as advance:
-        summary = merge_from_file(config, out_dir, progress=advance)
-    _print_json(summary) if as_json else typer.echo(f"{out_dir}: {summary['tensors']} tensors merged")
-
-
-@app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="Benchmark to run; none lists them.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and seeds.")] = False,

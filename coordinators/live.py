@@ -5,8 +5,6 @@ and `metrics`. All of it goes to stderr, so that `--json` on stdout stays clean.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
@@ -64,19 +62,6 @@ class LiveView:
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def progress_bar(title: str, *, plain: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Give a function `advance(done, total)` that moves one bar on stderr; silent with `plain`."""
-    console = Console(stderr=True, quiet=plain)
-    with _progress(console) as progress:
-        bar = progress.add_task(title, total=None, metrics="")
-
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        yield advance
 
 
 def _progress(console: Console) -> Progress:

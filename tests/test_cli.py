@@ -15,7 +15,7 @@ def forge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     )
 
 
-COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "generate", "serve", "merge", "bench"]
+COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "generate", "serve", "bench"]
 
 
 def test_help_names_every_command() -> None:
@@ -49,4 +49,4 @@ def test_errors_name_the_thing_and_leave_nothing(tmp_path: Path, arguments: tupl
 
 def test_bench_lists_the_benchmarks() -> None:
     names = forge("bench", "--names").stdout.split()
-    assert {"cognate", "train", "generate", "overhead"} <= set(names)
+    assert "overhead" in names

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from coordinators.live import LiveView, progress_bar
+from coordinators.live import LiveView
 
 EVENTS = [
     {"kind": "phase_started", "phase": "cognate"},
@@ -45,8 +45,3 @@ def test_a_terminal_gets_bars() -> None:
     text = shown(terminal=True)
     assert "50/50" in text
     assert "loss 3.25" in text
-
-
-def test_a_progress_bar_moves() -> None:
-    with progress_bar("merging", plain=True) as advance:
-        advance(1, 2)

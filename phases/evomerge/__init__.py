@@ -1,1 +1,0 @@
-"""Phase 2: merge methods as pure functions of tensors."""
