@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+import numpy as np
 import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -63,7 +64,10 @@ def _samples(run: str, result: PhaseResult) -> list[dict[str, str]]:
 
 
 def _curves(run: str, phase: str) -> Markup | None:
-    """Return the loss curves of a phase as inline SVG; a resumed run's repeated steps count once, the last time."""
+    """Return the loss curves of a phase as inline SVG: each step faintly, and a running mean.
+
+    A resumed run's repeated steps count once, the last time.
+    """
     path = storage.join(run, rundir.phase_folder(phase), "metrics.jsonl")
     if not storage.exists(path):
         return None
@@ -74,8 +78,13 @@ def _curves(run: str, phase: str) -> Markup | None:
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "forge"}):
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         axes = figure.subplots()
-        for task, values in losses.items():
-            axes.plot(sorted(values), [values[step] for step in sorted(values)], label=task, linewidth=1.4)
+        for number, (task, values) in enumerate(losses.items()):
+            steps = sorted(values)
+            raw = np.array([values[step] for step in steps])
+            window = max(1, len(raw) // 12)
+            means = np.convolve(raw, np.ones(window) / window, mode="valid")
+            axes.plot(steps, raw, color=f"C{number}", linewidth=0.7, alpha=0.25)
+            axes.plot(steps[window - 1 :], means, color=f"C{number}", label=task, linewidth=1.8)
         axes.set(xlabel="optimiser step", ylabel="training loss, nats per token")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
