@@ -42,7 +42,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     ).model_copy(update={"uri": f"{folder}/model"})
     probe = Probe(name="p")
     claims = (
-        Claim(key=value=1, unit="bits", better="lower", tolerance=0, target=2, probe=probe),
+        Claim(key="c/met", value=1, unit="bits", better="lower", tolerance=0, target=2, probe=probe),
         Claim(key="c/missed", value=3, unit="bits", better="lower", tolerance=0, target=2, probe=probe),
         Claim(
             key="c/worse",
