@@ -1,5 +1,6 @@
 """W&B offline: the documented keys are in the run's files, nothing is sent, and its failures stop nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,15 @@ PROGRESS = {
 }
 
 
-def recorded(run: Path) -> bytes:
-    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    return file.read_bytes()
+def recorded(run: Path, key: bytes) -> bytes:
+    """Return the run's file once `key` is in it; W&B writes it from a process of its own."""
+    data = b""
+    for _ in range(100):
+        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        if key in (data := file.read_bytes()):
+            break
+        time.sleep(0.1)
+    return data
 
 
 def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +35,7 @@ def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.M
     with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
         logger.on_event({"kind": "phase_started", "phase": "cognate"})
         logger.on_event(PROGRESS)
-    data = recorded(tmp_path)
+    data = recorded(tmp_path, b"training/loss")
     for key in (b"training/loss", b"training/perplexity", b"training/reasoning/step"):
         assert key in data
     assert b"2.71828182845" in data
