@@ -223,7 +223,7 @@ def bench(
 def _show_figures(result: Any) -> None:
     table = Table(title=f"{result.bench} ({result.seconds:.0f} s)")
     for column in ("figure", "value", "interval", "goal", "", "against"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "figure")
     for figure in result.figures:
         interval = "" if figure.low is None else f"{figure.low:.4g} .. {figure.high:.4g}"
         goal = "" if figure.goal is None else f"{'>=' if figure.better == 'higher' else '<='} {figure.goal:g}"
