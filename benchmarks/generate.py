@@ -57,7 +57,7 @@ def _early_exit(repetitions: int) -> list[Figure]:
     adaptive = TinyTitan(config).eval()
     adaptive.halting.linear.weight.normal_(std=0.05)
     tokens = torch.randint(16, config.vocab_size, (1, 64))
-    steps = _set_mean_steps(adaptive, tokens)
+    steps = set_mean_steps(adaptive, tokens, _MEAN_STEPS)
     fixed = copy.deepcopy(adaptive)
     fixed.halting.linear.bias.fill_(-100.0)
 
@@ -73,14 +73,14 @@ def _early_exit(repetitions: int) -> list[Figure]:
     return [ratio, Figure(key="mean_steps", value=steps, unit="steps per token", better="lower", baseline=baseline)]
 
 
-def _set_mean_steps(model: TinyTitan, tokens: torch.Tensor) -> float:
-    """Move the halting bias until `tokens` take two steps on average, by bisection; return what they take."""
+def set_mean_steps(model: TinyTitan, tokens: torch.Tensor, goal: float) -> float:
+    """Move the halting bias until `tokens` take `goal` steps on average, by bisection; return what they take."""
     low, high = -10.0, 10.0
     for _ in range(20):
         middle = (low + high) / 2
         model.halting.linear.bias.fill_(middle)
         mean = float(model.read(tokens).steps.float().mean())
-        if abs(mean - _MEAN_STEPS) < 0.1:
+        if abs(mean - goal) < 0.1:
             return mean
-        low, high = (middle, high) if mean > _MEAN_STEPS else (low, middle)
-    raise ForgeError(f"benchmark generate: no halting bias gives {_MEAN_STEPS} mean steps (last {mean:.2f})")
+        low, high = (middle, high) if mean > goal else (low, middle)
+    raise ForgeError(f"benchmark generate: no halting bias gives {goal} mean steps (last {mean:.2f})")

@@ -32,7 +32,7 @@ class MemoryConfig(Settings):
     write_threshold: float = Field(
         0.5, ge=0, le=1, description="score to be written; one half is the stream's own mean"
     )
-    duplicate: float = Field(0.95, ge=0, le=1, description="cosine of keys from which a slot is updated, not added")
+    duplicate: float = Field(0.8, ge=0, le=1, description="cosine of keys from which a slot is updated, not added")
     decay: float = Field(1e-3, ge=0, description="largest rate per chunk at which a slot fades; learned below that")
     policy: Policy = Field("surprise_novelty", description="write and eviction rule; the others are for ablations")
 
@@ -259,20 +259,22 @@ def _append(state: MemoryState, chunks: _Chunks, plan: WritePlan) -> MemoryState
 
 
 def _update_in_place(state: MemoryState, chunks: _Chunks, plan: WritePlan) -> MemoryState:
-    """Give slots that were met again the value of their last duplicate, its age and the better of the scores.
+    """Give slots that were met again the value of their last duplicate, its age and a score that all meetings raise.
 
-    The key stays, so that what counts as known does not drift within a segment.
+    Scores combine as chances do, 1 - prod(1 - score): what came back twice outranks what came once, where the largest
+    score alone let one-off chunks evict facts (recall of 24 facts from 24 slots: see docs/evidence.md). The key stays,
+    so that what counts as known does not drift within a segment.
     """
     width, n_chunks = state.score.shape[1], chunks.surprise.shape[1]
     target = plan.target.masked_fill(plan.target < 0, width)  # one column more takes what updates nothing
     order = torch.arange(n_chunks, device=target.device).expand_as(target)
     last = order.new_full((target.shape[0], width + 1), -1).scatter_reduce(1, target, order, "amax")[:, :-1]
-    best = state.score.new_zeros(target.shape[0], width + 1).scatter_reduce(1, target, plan.score, "amax")[:, :-1]
+    doubt = state.score.new_ones(target.shape[0], width + 1).scatter_reduce(1, target, 1 - plan.score, "prod")[:, :-1]
     updated, source = last >= 0, last.clamp_min(0)
     from_chunk = torch.gather(chunks.values, 1, source.unsqueeze(-1).expand(-1, -1, chunks.values.shape[2]))
     return state._replace(
         values=torch.where(updated.unsqueeze(-1), from_chunk, state.values),
-        score=torch.maximum(state.score, best),
+        score=1 - (1 - state.score) * doubt,
         age=torch.where(updated, (n_chunks - 1 - source).to(state.age.dtype), state.age),
     )
 

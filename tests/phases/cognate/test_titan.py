@@ -17,7 +17,7 @@ def tiny(**changes: object) -> TitanConfig:
         "segment_len": 8,
         "train_ponder_steps": 3,
         "halt_threshold": 0.7,
-        "memory": MemoryConfig(hidden=16, capacity=12, chunk=4),
+        "memory": MemoryConfig(hidden=16, capacity=12, chunk=4, duplicate=0.95),
     }
     return TitanConfig.model_validate(values | changes)
 
