@@ -1,0 +1,171 @@
+"""Methods that merge what training added to a common base: deltas are thinned out, weighted, and added to the base.
+
+Task arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al. 2023), breadcrumbs (Davari & Belilovsky
+2023) and DELLA (Deep et al. 2024) are one pass (`consensus`) with four ways to choose what is kept of each delta.
+Thresholds are per tensor, as in mergekit and not over the whole model as in the TIES paper; exactly
+`max(1, int(density * n))` elements are kept, of equal ones the first. A rescaled delta has the l1 norm that it had
+before it was thinned (mergekit), which for random masks is 1/density (DARE) up to chance.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phases.evomerge.errors import MergeError
+from phases.evomerge.methods.arrays import Flat, flat, flats, shaped
+from phases.evomerge.methods.consensus import Band, Consensus, combine_bands, combine_kept, l1_norms
+from phases.evomerge.methods.linear import divisor_of
+from phases.evomerge.methods.masks import MaskKey, chance, draw, empty_keeps, rank_chances
+from phases.evomerge.methods.select import EVERYTHING, top
+
+_TINY = 1e-7  # l1 norms below this are not matched
+
+
+def task_arithmetic(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weight: Sequence[float],
+    normalize: bool = False,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return `base + lambda * sum_i weight_i * delta_i`, divided by the sum of the weights where `normalize`."""
+    bands = [Band(EVERYTHING)] * len(tensors)
+    return _combine(tensors, base, bands, Consensus(weight, False, normalize, lambda_))
+
+
+def ties(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    normalize: bool = True,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Keep the `density` largest of each delta, elect a sign for each element, and average the deltas that have it."""
+    bands = [
+        _band(values, flat(base), share, rescale, least=1)
+        for values, share in zip(flats(tensors), density, strict=True)
+    ]
+    return _combine(tensors, base, bands, Consensus(weight, True, normalize, lambda_))
+
+
+def breadcrumbs(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    gamma: Sequence[float],
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+    elect: bool = False,
+) -> Tensor:
+    """Drop the `gamma` largest of each delta, keep the `density` largest of the rest, and add up (`elect`: as TIES)."""
+    bands = [
+        _band(values, flat(base), share, rescale, gamma=outliers)
+        for values, share, outliers in zip(flats(tensors), density, gamma, strict=True)
+    ]
+    return _combine(tensors, base, bands, Consensus(weight, elect, normalize, lambda_))
+
+
+def dare(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    key: MaskKey,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    elect: bool = False,
+) -> Tensor:
+    """Keep each element of each delta with chance `density`, and add up (`elect`: as TIES)."""
+    chances = [chance(value) for value in density]
+    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_))
+
+
+def della(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    key: MaskKey,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    elect: bool = False,
+) -> Tensor:
+    """As `dare`, with chances from `density - epsilon` for a row's smallest element to `density + epsilon`, by rank.
+
+    Rows are along dimension 1, and the whole tensor where it has one dimension; in a row of one element the chance is
+    `density`. Raises `MergeError` where a chance would not lie between 0 and 1.
+    """
+    for share, spread in zip(density, epsilon, strict=True):
+        if 0 < share < 1 and not 0 < share - spread <= share + spread < 1:
+            raise MergeError(
+                f"density {share} ± epsilon {spread} leaves the range from 0 to 1; choose a smaller epsilon"
+            )
+    chances = (
+        rank_chances(tensor - base, share, spread) if 0 < share < 1 else chance(share)
+        for tensor, share, spread in zip(tensors, density, epsilon, strict=True)
+    )
+    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_))
+
+
+def _combine(tensors: Sequence[Tensor], base: Tensor, bands: Sequence[Band], how: Consensus) -> Tensor:
+    _check(how)
+    return shaped(combine_bands(flat(base), flats(tensors), bands, how), base)
+
+
+def _check(how: Consensus) -> None:
+    """Raise `MergeError` where weights that cancel would divide every element."""
+    if how.normalize and not how.elect:
+        divisor_of(how.weights)
+
+
+def _band(values: Flat, origin: Flat, density: float, rescale: bool, *, gamma: float = 0.0, least: int = 0) -> Band:
+    """Return the band of the `int(density * n)` largest magnitudes behind the `int(gamma * n)` largest ones.
+
+    Fewer outliers are dropped where that many could not be kept otherwise. At least `least` are kept, unless the
+    density is 0; all are where it is 1.
+    """
+    elements = len(values)
+    if density >= 1:
+        return Band(EVERYTHING)
+    keep = max(least, int(density * elements)) if density > 0 else 0
+    drop = min(int(gamma * elements), elements - keep)
+    band = Band(top(values, origin, drop + keep), top(values, origin, drop))
+    return replace(band, scale=_match(*l1_norms(values, origin, band))) if rescale else band
+
+
+def _random(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    key: MaskKey,
+    chances: Iterable[NDArray[np.uint64]],
+    rescale: bool,
+    how: Consensus,
+) -> Tensor:
+    """Draw a mask for each delta, then combine what is kept."""
+    _check(how)
+    origin, arrays, scales = flat(base), flats(tensors), []
+    kept = empty_keeps(len(origin), len(arrays))
+    for model, (values, limits) in enumerate(zip(arrays, chances, strict=True)):
+        norms = draw(kept, model, key, values, origin, limits)
+        scales.append(_match(*norms) if rescale else 1.0)
+    return shaped(combine_kept(origin, arrays, kept, scales, how), base)
+
+
+def _match(whole: float, part: float) -> float:
+    """Return the factor that gives what is left of a delta the l1 norm of the whole."""
+    return 1.0 if whole < _TINY or part < _TINY else whole / part
