@@ -19,7 +19,7 @@ import torch
 from phases import storage
 from phases.errors import ArtifactError
 from phases.evomerge import layers
-from phases.evomerge.layers import Stacks
+from phases.evomerge.layers import Place, Stacks
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 DTYPES = {
@@ -81,11 +81,8 @@ class Checkpoint:
         return tensor if skip % entry.dtype.itemsize == 0 else tensor.clone()
 
     def digest(self) -> str:
-        """Return the SHA-256 of the weights; of shards, that of the lines `name hash` of each."""
-        hashes = {file.name: storage.sha256(str(file)) for file in self.files}
-        if len(hashes) == 1:
-            return next(iter(hashes.values()))
-        return combined_digest(hashes)
+        """Return the SHA-256 of the weights, read in blocks; of shards, that of the lines `name hash` of each."""
+        return combined_digest({file.name: storage.sha256(str(file)) for file in self.files})
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -96,6 +93,10 @@ class Checkpoint:
     def stacks(self) -> Stacks:
         """The numbered layers."""
         return layers.find_stacks(self.entries)
+
+    def layer(self, number: int) -> list[Place]:
+        """Return the places of the tensors in a numbered layer, of all stacks, in the order of the files."""
+        return self._layers.get(number, [])
 
     @cached_property
     def head(self) -> str | None:
@@ -113,6 +114,14 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the input embedding serves as the head."""
         return self.head is None and self.embedding is not None and self._says_tied() is not False
+
+    @cached_property
+    def _layers(self) -> dict[int, list[Place]]:
+        found: dict[int, list[Place]] = {}
+        for name in self.entries:
+            if (place := self.stacks.place(name)) is not None:
+                found.setdefault(place.layer, []).append(place)
+        return found
 
     def _says_tied(self) -> bool | None:
         told = [self.config[key] for key in ("tie_word_embeddings", "tied") if key in self.config]
@@ -167,7 +176,9 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def combined_digest(hashes: dict[str, str]) -> str:
-    """Return one SHA-256 for several files by name."""
+    """Return one SHA-256 for files by name; that of the file itself where there is one."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
     lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
 
