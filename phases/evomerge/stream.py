@@ -1,9 +1,8 @@
 """Runs a plan from disk to disk: tensors are read, merged and appended one by one, and the result appears whole or not.
 
 Shapes and dtypes are known before the first byte, so each file's header is written up front and its hash is taken as
-the data passes. Methods that treat every element alike are merged in blocks, whatever the size of the tensor. All goes
-to a folder `.tmp-NAME` beside the target, which is renamed at the end; what a killed process left there is removed by
-the next one.
+the data passes. All goes to a folder `.tmp-NAME` beside the target, which is renamed at the end; what a killed process
+left there is removed by the next one.
 """
 
 import fcntl
@@ -25,11 +24,11 @@ from phases.contract import ModelRef
 from phases.errors import ArtifactError, BusyError, ConfigError
 from phases.evomerge.checkpoint import CONFIG, DTYPES, INDEX, SINGLE, Checkpoint, combined_digest
 from phases.evomerge.errors import MergeError
-from phases.evomerge.methods import METHODS, MaskKey, merge
+from phases.evomerge.methods import MaskKey
+from phases.evomerge.pieces import merge_pieces
 from phases.evomerge.plan import COPY, MergePlan, Step, TensorRef
 from phases.modeldir import LINEAGE, Lineage, is_model, load_lineage
 
-BLOCK = 1 << 20  # elements that are merged at a time where a method allows it
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -190,32 +189,16 @@ class _Merger:
         self.on_step = on_step
 
     def write(self, step: Step, writer: _HashingWriter) -> None:
-        """Merge one tensor and append it, in blocks where the method allows."""
+        """Merge one tensor and append it."""
         tensors = [self._read(ref) for ref in step.inputs]
         base = None if step.base is None else self._read(step.base)
         if step.method == COPY:
             self._check_equal(step, tensors)
             _append(tensors[0], writer)
-        elif METHODS[step.method].elementwise and step.elements > BLOCK:
-            flat = [tensor.view(-1) for tensor in tensors]
-            for start in range(0, step.elements, BLOCK):
-                part = slice(start, start + BLOCK)
-                block = None if base is None else base.view(-1)[part]
-                _append(self._merge(step, [tensor[part] for tensor in flat], block), writer)
         else:
-            _append(self._merge(step, tensors, base), writer)
+            for piece in merge_pieces(step, tensors, base, MaskKey(self.seed, step.name), self.guard):
+                _append(piece, writer)
         self.on_step(step)
-
-    def _merge(self, step: Step, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        merged = merge(
-            step.method,
-            [tensor.to(step.compute) for tensor in tensors],
-            base=None if base is None else base.to(step.compute),
-            key=MaskKey(self.seed, step.name),
-            guard=self.guard,
-            **step.parameters,
-        )
-        return merged.to(step.dtype)
 
     def _read(self, ref: TensorRef) -> Tensor:
         return self.plan.checkpoints[ref.model].read(ref.name)

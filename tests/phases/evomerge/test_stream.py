@@ -188,13 +188,30 @@ def test_tied_embeddings_equal_mergekit(make: MakeModel, tmp_path: Path, tied: t
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["tie_word_embeddings"] is all(tied)
 
 
-def test_blocks_of_a_large_tensor_equal_the_whole(
-    make: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_ties", "dare_linear"])
+def test_pieces_of_a_large_tensor_equal_the_whole(
+    make: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
 ) -> None:
-    recipe = {"merge_method": "task_arithmetic", "base_model": make("base"), "models": models(make("a"), weight=[0.7])}
-    whole = merged(recipe, tmp_path / "whole")
-    monkeypatch.setattr("phases.evomerge.stream.BLOCK", 100)
-    assert_same(merged(recipe, tmp_path / "blocks"), whole)
+    inputs = models(make("a"), make("b", dtype=torch.bfloat16), weight=[0.7, 0.4])
+    more = {} if method == "linear" else {"base_model": make("base"), "parameters": {"lambda": 0.9}}
+    if method.startswith("dare"):
+        more["parameters"] |= {"density": [0.3, 0.8], "normalize": True}
+    recipe = {"merge_method": method, "models": inputs, "dtype": dtype} | more
+    whole = merged(recipe, tmp_path / "whole", seed=5)
+    monkeypatch.setattr("phases.evomerge.pieces.PIECE", 100)
+    assert_same(merged(recipe, tmp_path / "pieces", seed=5), whole)
+
+
+def test_errors_in_pieces_name_the_tensor(make: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phases.evomerge.pieces.PIECE", 10)
+    bad = make("a", **{"model.norm.weight": torch.full((WIDTH,), torch.nan)})
+    inputs = models(bad, make("b"), weight=[1, -1])
+    recipe = {"merge_method": "dare_linear", "base_model": make("base"), "models": inputs}
+    with pytest.raises(MergeError, match=r"model.norm.weight: dare_linear: .* not finite"):
+        merged(recipe, tmp_path / "out")
+    with pytest.raises(MergeError, match=r"model.embed_tokens.weight: dare_linear: .* sum to 0"):
+        merged(recipe | {"parameters": {"normalize": True}}, tmp_path / "out")
 
 
 def test_masks_depend_on_seed_and_tensor_alone(make: MakeModel, tmp_path: Path) -> None:
