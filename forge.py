@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from phases.errors import ConfigError, ForgeError
@@ -138,6 +139,47 @@ def phase(
     if name == "cognate" and model is not None:
         raise ConfigError.of("--model", model, "cognate trains from a corpus", "leave --model out")
     run(preset=preset, config=config, set_=set_, phases=name, run_dir=out, corpus=corpus, as_json=as_json)
+
+
+@app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yml", help="Recipe: mergekit's YAML.")],
+    out_dir: Annotated[Path | None, typer.Argument(help="New folder for the model; not needed with --plan.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what becomes of each tensor, and do nothing.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random masks of DARE and DELLA.")] = 0,
+    guard: Annotated[float, typer.Option(help="Farthest from the base, times the farthest model; 0 is any.")] = 4.0,
+    shard_mb: Annotated[int | None, typer.Option(min=1, help="Megabytes per weight file; default: one file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge safetensors checkpoints, streaming from disk to disk.
+
+    Example: forge merge recipe.yml merged --plan
+    """
+    from phases.evomerge.describe import plan_json, plan_lines
+    from phases.evomerge.plan import plan_merge
+    from phases.evomerge.recipe import Recipe
+    from phases.evomerge.stream import execute_plan
+
+    planned = plan_merge(Recipe.load(config))
+    if plan:
+        _print_json(plan_json(planned)) if as_json else typer.echo("\n".join(plan_lines(planned)))
+        return
+    if out_dir is None:
+        raise ConfigError.of("OUT_DIR", None, "missing", "name a new folder for the model, or give --plan")
+    with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
+        bar = progress.add_task(planned.recipe.method, total=planned.bytes)
+        ref = execute_plan(
+            planned,
+            out_dir,
+            seed=seed,
+            guard=guard or None,
+            shard_bytes=shard_mb and shard_mb * 1_000_000,
+            on_step=lambda step: progress.update(bar, advance=step.bytes, description=step.name),
+        )
+    if as_json:
+        _print_json(ref.model_dump(mode="json", exclude={"format"}))
+    else:
+        console.print(f"[bold]model[/] {ref.uri}: {ref.parameters:,} parameters, {ref.sha256[:12]}", soft_wrap=True)
 
 
 @app.command()

@@ -1,10 +1,15 @@
 """The command line: what it prints without work, and the errors that come before any work."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from phases import modeldir
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,7 +20,7 @@ def forge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     )
 
 
-COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "generate", "serve", "bench"]
+COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "merge", "generate", "serve", "bench"]
 
 
 def test_help_names_every_command() -> None:
@@ -36,6 +41,7 @@ def test_help_names_every_command() -> None:
         (("phase", "cognate", "--model", "x"), "leave --model out"),
         (("verify", "/nowhere"), "/nowhere"),
         (("generate", "/nowhere", "--prompt", "x"), "neither a model directory nor a run"),
+        (("merge", "/nowhere.yml", "out"), "recipe = '/nowhere.yml': cannot be read"),
         (("bench", "nothing"), "choose one of"),
     ],
 )
@@ -45,6 +51,18 @@ def test_errors_name_the_thing_and_leave_nothing(tmp_path: Path, arguments: tupl
     assert expected in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_merge_writes_a_model_directory(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        save_file({"blocks.0.w": torch.full((2, 2), value)}, tmp_path / name / "model.safetensors")
+    models = [{"model": name, "parameters": {"weight": 1}} for name in ("a", "b")]
+    (tmp_path / "recipe.yml").write_text(json.dumps({"merge_method": "linear", "models": models}))
+    outcome = forge("merge", "recipe.yml", "out", "--json", cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["sha256"] == modeldir.open_ref(str(tmp_path / "out")).sha256
+    assert torch.equal(modeldir.load_tensors(str(tmp_path / "out"))["blocks.0.w"], torch.full((2, 2), 2.0))
 
 
 def test_bench_lists_the_benchmarks() -> None:

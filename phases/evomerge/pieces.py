@@ -14,7 +14,7 @@ from phases.evomerge.methods import METHODS, MaskKey, merge
 from phases.evomerge.methods.arrays import flat, flats, shaped, working_type
 from phases.evomerge.methods.consensus import Consensus, combine_kept
 from phases.evomerge.methods.linear import divisor_of
-from phases.evomerge.methods.masks import chance, draw, empty_keeps
+from phases.evomerge.methods.masks import chance, draw
 from phases.evomerge.methods.rails import check_distance, check_finite
 from phases.evomerge.plan import Step
 
@@ -65,10 +65,10 @@ def _dare_pieces(
     how = Consensus(given["weight"], _DARE[step.method], given["normalize"], given["lambda_"])
     if how.normalize and not how.elect:
         divisor_of(how.weights)
-    kept, scales = empty_keeps(step.elements, len(tensors)), []
-    for model, (tensor, share) in enumerate(zip(tensors, given["density"], strict=True)):
-        norms = draw(kept, model, key, flat(_working(step, tensor)), flat(_working(step, base)), chance(share))
-        scales.append(norms[0] / norms[1] if given["rescale"] and min(norms) >= _TINY else 1.0)
+    arrays = flats([_working(step, tensor) for tensor in tensors])
+    kept, norms = draw(key, arrays, flat(_working(step, base)), [chance(share) for share in given["density"]])
+    scales = [whole / part if given["rescale"] and min(whole, part) >= _TINY else 1.0 for whole, part in norms]
+    del arrays
     for part in _parts(step.elements):
         origin, inputs = _working(step, base[part]), [_working(step, tensor[part]) for tensor in tensors]
         merged = shaped(combine_kept(flat(origin), flats(inputs), kept[part], scales, how), origin)
