@@ -167,7 +167,7 @@ def merge(
     if out_dir is None:
         raise ConfigError.of("OUT_DIR", None, "missing", "name a new folder for the model, or give --plan")
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
-        bar = progress.add_task(planned.recipe.method, total=planned.bytes)
+        bar = progress.add_task("hashing the models", total=planned.bytes)
         ref = execute_plan(
             planned,
             out_dir,
