@@ -136,8 +136,9 @@ def phase(
     as_json: Json = False,
 ) -> None:
     """Run one phase alone. The first one, cognate, starts from a corpus and takes no --model."""
-    if name == "cognate" and model is not None:
-        raise ConfigError.of("--model", model, "cognate trains from a corpus", "leave --model out")
+    if name in ("cognate", "evomerge") and model is not None:
+        fix = "leave --model out; `forge merge` merges models of your own"
+        raise ConfigError.of("--model", model, f"{name} starts from a corpus and the models made of it", fix)
     run(preset=preset, config=config, set_=set_, phases=name, run_dir=out, corpus=corpus, as_json=as_json)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 10.0
-_SHOWN = ("loss", "tokens_per_second")
+_SHOWN = ("loss", "tokens_per_second", "best_fitness", "diversity")
 
 
 class LiveView:

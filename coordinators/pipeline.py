@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.agent import as_actor
 from coordinators.cognate import CognateCoordinator
+from coordinators.evomerge import EvoMergeCoordinator
 from phases import modeldir, rundir, storage
 from phases.config import PipelineConfig
 from phases.contract import PhaseResult
@@ -16,7 +17,10 @@ from phases.errors import ArtifactError
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
-COORDINATORS = {"cognate": CognateCoordinator}
+COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator]] = {
+    "cognate": CognateCoordinator,
+    "evomerge": EvoMergeCoordinator,
+}
 _JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed"}
 _EVENTS_KEPT = 10_000
 

@@ -1,11 +1,13 @@
 """`report.html`: one self-contained page about a run, from its files alone.
 
-It shows the claims beside baselines and targets, the lineage of the models by hash, loss curves, sample generations and
+It shows the claims beside baselines and targets, the lineage of the models by hash, curves, sample generations and
 what happened when. Nothing is loaded from elsewhere, and whatever a model wrote is escaped.
 """
 
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
+from phases.evomerge.search import read_search
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
@@ -36,7 +39,7 @@ def write_report(run: str) -> str:
         name=folder_name(run),
         results=results,
         lineage=_lineage(run, results),
-        curves=[curve for phase in phases if (curve := _curves(run, phase))],
+        plots=list(_plots(run, phases)),
         samples=[sample for result in results for sample in _samples(run, result)],
         events=list(Journal(run).read()),
         config=storage.read_bytes(storage.join(run, "config.yaml")).decode(),
@@ -63,32 +66,71 @@ def _samples(run: str, result: PhaseResult) -> list[dict[str, str]]:
     return list(storage.read_json(storage.join(run, path))) if path else []
 
 
-def _curves(run: str, phase: str) -> Markup | None:
-    """Return the loss curves of a phase as inline SVG: each step faintly, and a running mean.
+@dataclass(frozen=True)
+class _Plot:
+    """A figure as inline SVG, with its heading and what it shows in words."""
 
-    A resumed run's repeated steps count once, the last time.
-    """
-    path = storage.join(run, rundir.phase_folder(phase), "metrics.jsonl")
+    title: str
+    label: str
+    svg: Markup
+
+
+def _plots(run: str, phases: list[str]) -> Iterator[_Plot]:
+    """Yield the figures of the phases that have something to draw."""
+    for phase, title, label, draw in _FIGURES:
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "forge"}):
+            if phase in phases and draw(run, figure):
+                buffer = io.StringIO()
+                figure.savefig(buffer, format="svg", metadata={"Date": None})
+                svg = buffer.getvalue()
+                yield _Plot(title, label, Markup(svg[svg.index("<svg") :]))
+
+
+def _draw_losses(run: str, figure: Figure) -> bool:
+    """Draw each model's loss, every step faintly and a running mean. A resumed run's repeated steps count once."""
+    path = storage.join(run, rundir.phase_folder("cognate"), "metrics.jsonl")
     if not storage.exists(path):
-        return None
+        return False
     losses: dict[str, dict[int, float]] = {}
     for line in storage.read_bytes(path).decode().splitlines():
         record = json.loads(line)
         losses.setdefault(record["task"], {})[record["step"]] = record["loss"]
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "forge"}):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for number, (task, values) in enumerate(losses.items()):
-            steps = sorted(values)
-            raw = np.array([values[step] for step in steps])
-            window = max(1, len(raw) // 12)
-            means = np.convolve(raw, np.ones(window) / window, mode="valid")
-            axes.plot(steps, raw, color=f"C{number}", linewidth=0.7, alpha=0.25)
-            axes.plot(steps[window - 1 :], means, color=f"C{number}", label=task, linewidth=1.8)
-        axes.set(xlabel="optimiser step", ylabel="training loss, nats per token")
+    axes = figure.subplots()
+    for number, (task, values) in enumerate(losses.items()):
+        steps = sorted(values)
+        raw = np.array([values[step] for step in steps])
+        window = max(1, len(raw) // 12)
+        means = np.convolve(raw, np.ones(window) / window, mode="valid")
+        axes.plot(steps, raw, color=f"C{number}", linewidth=0.7, alpha=0.25)
+        axes.plot(steps[window - 1 :], means, color=f"C{number}", label=task, linewidth=1.8)
+    axes.set(xlabel="optimiser step", ylabel="training loss, nats per token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return True
+
+
+def _draw_evolution(run: str, figure: Figure) -> bool:
+    """Draw fitness and diversity over the generations of the winning search."""
+    found = read_search(run)
+    if found is None:
+        return False
+    history = found["history"]
+    numbers = [generation["number"] + 1 for generation in history]
+    fitness, diversity = figure.subplots(1, 2)
+    for key, name in (("best_fitness", "best"), ("average_fitness", "mean")):
+        fitness.plot(numbers, [generation[key] for generation in history], label=name, linewidth=1.8)
+    fitness.axhline(1, color="0.6", linewidth=0.8, linestyle="--", label="best parent")
+    fitness.set(xlabel="generation", ylabel="fitness")
+    fitness.legend(frameon=False)
+    diversity.plot(numbers, [generation["diversity"] for generation in history], color="C2", linewidth=1.8)
+    diversity.set(xlabel="generation", ylabel="diversity, parents' largest distance", ylim=(0, None))
+    for axes in (fitness, diversity):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return Markup(svg[svg.index("<svg") :])
+    return True
+
+
+_FIGURES = (
+    ("cognate", "Training", "Training loss of each model over optimiser steps", _draw_losses),
+    ("evomerge", "Evolution", "Fitness and diversity over the generations of the search", _draw_evolution),
+)

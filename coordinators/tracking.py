@@ -43,7 +43,7 @@ class PhaseLogger:
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log one point of several curves."""
-        if self._wandb_run is not None:
+        if self._wandb_run is not None and metrics:
             self._wandb_run.log(metrics)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -141,31 +141,11 @@ class PipelineLogger:
             self._phase = PhaseLogger(
                 self.run_uri, event["phase"], config, project=self.config.tracking.project, mode=self.mode
             ).__enter__()
-        elif event["kind"] == "progress" and self._phase is not None and "loss" in event["metrics"]:
-            self._phase.log_metrics(_training_metrics(event))
+        elif event["kind"] == "progress" and self._phase is not None:
+            self._phase.log_metrics(_CURVES[event["phase"]](event))
         elif event["kind"] == "phase_finished" and self._phase is not None:
-            self._log_result(self._phase, rundir.read_result(self.run_uri, event["phase"]))
+            _log_result(self._phase, rundir.read_result(self.run_uri, event["phase"]))
             self._close()
-
-    def _log_result(self, logger: PhaseLogger, result: PhaseResult) -> None:
-        logger.log_summary({claim.key: claim.value for claim in result.claims} | result.metrics)
-        rows = [(c.key, c.value, c.unit, c.baseline.value if c.baseline else None, c.target) for c in result.claims]
-        logger.log_table("claims", ["claim", "value", "unit", "baseline", "target"], rows)
-        config = CognateConfig.model_validate({k: v for k, v in result.config.items() if k != "seed"})
-        for number, variant in enumerate(config.variants, start=1):
-            ref = result.models[variant.name]
-            values = {"model/total_params": ref.parameters, "model/trainable_params": ref.parameters}
-            logger.log_metrics(values)
-            logger.log_summary({f"model/variant/{number}": variant.name})
-            logger.log_artifact(
-                f"cognate_foundation_{number}",
-                ref.uri,
-                kind="model",
-                best=result.model is not None and result.model.sha256 == ref.sha256,
-                metadata={"model/variant": variant.name, "sha256": ref.sha256} | values,
-            )
-        summary = "cognate_models_summary.json"
-        logger.log_artifact(summary, result.artifacts[summary], kind="summary", metadata={})
 
     def _give_up(self, error: Exception) -> None:
         if isinstance(error, ForgeError):
@@ -181,9 +161,42 @@ class PipelineLogger:
             phase.__exit__()
 
 
+def _log_result(logger: PhaseLogger, result: PhaseResult) -> None:
+    logger.log_summary({claim.key: claim.value for claim in result.claims} | result.metrics)
+    rows = [(c.key, c.value, c.unit, c.baseline.value if c.baseline else None, c.target) for c in result.claims]
+    logger.log_table("claims", ["claim", "value", "unit", "baseline", "target"], rows)
+    _ARTIFACTS[result.phase](logger, result)
+
+
+def _cognate_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
+    config = CognateConfig.model_validate({k: v for k, v in result.config.items() if k != "seed"})
+    for number, variant in enumerate(config.variants, start=1):
+        ref = result.models[variant.name]
+        values = {"model/total_params": ref.parameters, "model/trainable_params": ref.parameters}
+        logger.log_metrics(values)
+        logger.log_summary({f"model/variant/{number}": variant.name})
+        logger.log_artifact(
+            f"cognate_foundation_{number}",
+            ref.uri,
+            kind="model",
+            best=result.model is not None and result.model.sha256 == ref.sha256,
+            metadata={"model/variant": variant.name, "sha256": ref.sha256} | values,
+        )
+    summary = "cognate_models_summary.json"
+    logger.log_artifact(summary, result.artifacts[summary], kind="summary", metadata={})
+
+
+def _evomerge_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
+    for name, path in result.artifacts.items():
+        best = name == "evomerge_best_model"
+        logger.log_artifact(name, path, kind="model" if best else "search", best=best, metadata={})
+
+
 def _training_metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the documented keys, each curve under the name of its model."""
     metrics, model = event["metrics"], event["agent"]
+    if "loss" not in metrics:
+        return {}
     entropy = metrics.get("cross_entropy", metrics["loss"])
     return {
         "training/loss": metrics["loss"],
@@ -191,3 +204,16 @@ def _training_metrics(event: dict[str, Any]) -> dict[str, float]:
         f"training/{model}/loss": metrics["loss"],
         f"training/{model}/step": event["step"],
     }
+
+
+def _search_metrics(event: dict[str, Any]) -> dict[str, float]:
+    """Return the documented keys of a generation."""
+    metrics = event["metrics"]
+    names = {"avg_fitness": "average_fitness", "convergence_patience": "stale"}
+    keys = ("generation", "best_fitness", "avg_fitness", "diversity", "perplexity", "accuracy", "convergence_patience")
+    found = {key: metrics.get(names.get(key, key)) for key in keys}
+    return {f"evomerge/{key}": value for key, value in found.items() if value is not None}
+
+
+_CURVES = {"cognate": _training_metrics, "evomerge": _search_metrics}
+_ARTIFACTS = {"cognate": _cognate_artifacts, "evomerge": _evomerge_artifacts}

@@ -16,6 +16,7 @@ from phases import rundir
 from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
 from phases.errors import ConfigError
+from phases.evomerge.config import EvoMergeConfig
 from phases.settings import Settings
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
@@ -48,6 +49,7 @@ class PipelineConfig(Settings):
     phases: tuple[str, ...] = Field(default=rundir.PHASES, min_length=1, description="the phases to run, in order")
     corpus: CorpusConfig = CorpusConfig()
     cognate: CognateConfig = CognateConfig()
+    evomerge: EvoMergeConfig = EvoMergeConfig()
     ray: RaySettings = RaySettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -58,6 +60,8 @@ class PipelineConfig(Settings):
             raise ValueError(f"unknown phases {unknown}; known are {', '.join(rundir.PHASES)}")
         if list(phases) != sorted(set(phases), key=rundir.PHASES.index):
             raise ValueError(f"must be in the order {', '.join(rundir.PHASES)}, each once")
+        if "evomerge" in phases and "cognate" not in phases:
+            raise ValueError("evomerge merges the models of cognate; run cognate,evomerge")
         return phases
 
 

@@ -13,7 +13,7 @@ from phases.contract import PhaseResult
 from phases.errors import ArtifactError
 
 CORPUS = "00_corpus"
-PHASES = ("cognate",)
+PHASES = ("cognate", "evomerge")
 
 
 def phase_folder(phase: str) -> str:

@@ -77,26 +77,31 @@ def greedy_matches(model: TinyTitan, prompts: list[list[int]], answers: list[lis
     """Say for each prompt whether greedy decoding gives exactly the answer's tokens and then ends.
 
     It does if at each place the likeliest token behind the prompt and the answer so far is the next one, which one pass
-    over both shows. Rows are padded on the right, which nothing before it can see.
+    over both shows.
     """
-    rows = [[*prompt, *answer, SPECIAL_IDS[END]] for prompt, answer in zip(prompts, answers, strict=True)]
-    matches = list[bool]()
-    for start in range(0, len(rows), _ROWS):
-        matches += _matches(model, rows[start : start + _ROWS], [len(p) for p in prompts[start : start + _ROWS]])
-    return matches
+    return [all(right) for right in right_tokens(model, prompts, answers)]
 
 
 @torch.inference_mode()
-def _matches(model: TinyTitan, rows: list[list[int]], prompt_lengths: list[int]) -> list[bool]:
-    padded = torch.full((len(rows), max(map(len, rows))), SPECIAL_IDS[PAD])
-    for row, ids in enumerate(rows):
-        padded[row, : len(ids)] = torch.tensor(ids)
-    outputs = model.read(padded[:, :-1].to(model.embedding.weight.device)).outputs
-    matches = []
-    for output, ids, length in zip(outputs, rows, prompt_lengths, strict=True):
-        likeliest = (output[length - 1 : len(ids) - 1] @ model.head_weight.T).argmax(-1)
-        matches.append(likeliest.tolist() == ids[length:])
-    return matches
+def right_tokens(model: TinyTitan, prompts: list[list[int]], answers: list[list[int]]) -> list[list[bool]]:
+    """Say for each token of each answer, the end included, whether it is the likeliest behind what comes before it.
+
+    Rows of like length are read together, padded on the right, which nothing before it can see.
+    """
+    rows = [[*prompt, *answer, SPECIAL_IDS[END]] for prompt, answer in zip(prompts, answers, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    right = dict[int, list[bool]]()
+    for start in range(0, len(rows), _ROWS):
+        chosen = order[start : start + _ROWS]
+        padded = torch.full((len(chosen), max(len(rows[i]) for i in chosen)), SPECIAL_IDS[PAD])
+        for place, i in enumerate(chosen):
+            padded[place, : len(rows[i])] = torch.tensor(rows[i])
+        outputs = model.read(padded[:, :-1].to(model.embedding.weight.device)).outputs
+        for output, i in zip(outputs, chosen, strict=True):
+            answered = len(prompts[i])
+            likeliest = (output[answered - 1 : len(rows[i]) - 1] @ model.head_weight.T).argmax(-1).tolist()
+            right[i] = [a == b for a, b in zip(likeliest, rows[i][answered:], strict=True)]
+    return [right[i] for i in range(len(rows))]
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

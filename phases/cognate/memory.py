@@ -32,7 +32,7 @@ class MemoryConfig(Settings):
     write_threshold: float = Field(
         0.5, ge=0, le=1, description="score to be written; one half is the stream's own mean"
     )
-    duplicate: float = Field(0.8, ge=0, le=1, description="cosine of keys from which a slot is updated, not added")
+    duplicate: float = Field(0.95, ge=0, le=1, description="cosine of keys from which a slot is updated, not added")
     decay: float = Field(1e-3, ge=0, description="largest rate per chunk at which a slot fades; learned below that")
     policy: Policy = Field("surprise_novelty", description="write and eviction rule; the others are for ablations")
 

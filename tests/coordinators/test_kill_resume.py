@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from phases.rundir import read_result
+from phases.rundir import finished_phases, read_result
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = [
@@ -25,6 +25,7 @@ CONFIG = [
     "--set=cognate.evaluation.task_instances=4",
     "--set=cognate.evaluation.text_tokens=1024",
 ]
+COGNATE = [*CONFIG, "--phases", "cognate"]
 pytestmark = pytest.mark.slow
 
 
@@ -37,9 +38,23 @@ def forge(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[st
 
 
 def hashes(run: Path) -> dict[str, str]:
-    result = read_result(str(run), "cognate")
-    assert result.model is not None
-    return {role: ref.sha256 for role, ref in result.models.items()} | {"handed on": result.model.sha256}
+    results = {phase: read_result(str(run), phase) for phase in finished_phases(str(run))}
+    handed_on = {phase: result.model.sha256 for phase, result in results.items() if result.model}
+    return {role: ref.sha256 for role, ref in results["cognate"].models.items()} | handed_on
+
+
+def run_until(moment: str, run: Path, *config: str) -> None:
+    """Start a run and SIGKILL its driver as soon as a file matches."""
+    command = [sys.executable, str(ROOT / "forge.py"), "run", *config, "--run-dir", str(run)]
+    environment = os.environ | {"WANDB_MODE": "disabled"}
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 180
+    while not list(run.glob(moment)):
+        assert driver.poll() is None, "the run ended before the moment came"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +82,22 @@ def checkpoint(role: str) -> str:
 )
 def test_killed_and_resumed_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "forge.py"), "run", *CONFIG, "--run-dir", str(run)]
-    environment = os.environ | {"WANDB_MODE": "disabled"}
-    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 120
-    while not list(run.glob(moment)):
-        assert driver.poll() is None, "the run ended before the moment came"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    run_until(moment, run, *COGNATE)
     forge("resume", str(run))
-    assert hashes(run) == hashes(undisturbed)
+    assert hashes(run).items() <= hashes(undisturbed).items()
     executed = sum(1 for _ in (run / "01_cognate" / "metrics.jsonl").open())
     clean = sum(1 for _ in (undisturbed / "01_cognate" / "metrics.jsonl").open())
     assert executed < 2 * clean, "work was started again from nothing"
+
+
+@pytest.mark.parametrize("moment", ["02_evomerge/ledger/*", "02_evomerge/evomerge_50gen_final_results.json"])
+def test_a_search_killed_and_resumed_finds_the_same_model(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    run = tmp_path / "run"
+    run_until(moment, run, *CONFIG)
+    forge("resume", str(run))
+    assert hashes(run) == hashes(undisturbed)
+    ledgers = [{entry.name for entry in (path / "02_evomerge" / "ledger").iterdir()} for path in (run, undisturbed)]
+    assert ledgers[0] == ledgers[1]
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed: Path) -> None:

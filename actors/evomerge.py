@@ -1,0 +1,90 @@
+"""The agents of phase 2: the evolver runs the search on Ray Tune; evaluators merge and measure candidates."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from actors.agent import Agent
+from actors.island import Workers, run_islands
+from phases import storage
+from phases.contract import PhaseResult
+from phases.evomerge import phase
+from phases.evomerge.candidate import Positions
+from phases.evomerge.config import EvoMergeConfig
+from phases.evomerge.evaluate import Evaluator
+from phases.evomerge.fitness import Measured
+from phases.evomerge.ledger import Ledger, Lost
+from phases.evomerge.search import FOLDER, ledger_folder, read_search, replay, summary, write_search
+from phases.evomerge.shared import from_arrays, to_arrays
+from phases.evomerge.space import Genome
+from phases.probes import RunFiles
+
+_REPORTED = ("best_fitness", "average_fitness", "diversity", "perplexity", "accuracy", "stale", "lost", "failures")
+
+
+class MergeEvaluator:
+    """Measures candidates, each only once: what the ledger has is taken from there."""
+
+    def __init__(self, arrays: Mapping[str, Any], evaluator: Mapping[str, Any], ledger: str) -> None:
+        torch.set_num_threads(1)
+        self.evaluator = Evaluator(parents=from_arrays(arrays), **evaluator)
+        self.positions = Positions(self.evaluator.parents, self.evaluator.seed)
+        self.ledger = Ledger(ledger)
+
+    def measure(self, expressed: Genome) -> Measured:
+        """Return the measurement of a candidate."""
+        return self.evaluator.recorded(expressed, self.positions, self.ledger)
+
+    def lose(self, expressed: Genome, reason: str) -> None:
+        """Note that a candidate is given up."""
+        self.ledger.put(self.evaluator.key(expressed), Lost(reason))
+
+
+class Evolver(Agent):
+    """Runs the search, and makes the phase's result of it."""
+
+    def __init__(self, run: str, phase: str, name: str) -> None:
+        super().__init__(run, phase, name)
+        self.files = RunFiles(run)  # with what both tasks need, once it is there
+
+    def evolve(self, task: str, config: EvoMergeConfig, seed: int, cpus: float, gpus: float) -> None:
+        """Search until patience or generations are used up; what was found is in the run directory."""
+        if read_search(self.run_uri) is not None:
+            return
+        torch.set_num_threads(1)
+        search = phase.prepare(self.files, config, seed)
+        workers = Workers(MergeEvaluator, evaluator_arguments(search.evaluator, self.run_uri), cpus, gpus)
+        tune_folder = storage.join(self.run_uri, f"{FOLDER}/tune")
+        run_islands(search.plan, workers, tune_folder, [_Reports(self, task, config.evolution.generations)])
+        engines = replay(search.plan, search.evaluator, Ledger(ledger_folder(self.run_uri)))
+        write_search(self.run_uri, summary(engines), config.checkpoint_every)
+
+    def finish(self, task: str, config: EvoMergeConfig, seed: int, start: datetime) -> PhaseResult:
+        """Return the result of the phase that began at `start`."""
+        torch.set_num_threads(1)
+        return phase.finish(self.files, config, seed, start)
+
+
+def evaluator_arguments(evaluator: Evaluator, run: str) -> tuple[Any, ...]:
+    """Return what a `MergeEvaluator` is made with; the parents are put into the object store once."""
+    others = {name: value for name, value in vars(evaluator).items() if name != "parents"}
+    return ray.put(to_arrays(evaluator.parents)), others, ledger_folder(run)
+
+
+class _Reports(tune.Callback):
+    """Passes the generations of the islands on as the agent's progress."""
+
+    def __init__(self, agent: Agent, task: str, generations: int) -> None:
+        self.agent, self.task, self.generations = agent, task, generations
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        done = result["number"] + 1
+        metrics = {name: float(result[name]) for name in _REPORTED if name in result}
+        metrics |= {"generation": done, "total_generations": self.generations, "progress": done / self.generations}
+        self.agent.report(self.task, done, self.generations, metrics)
+        record = {"task": "evolve", "island": trial.config["island"], "step": done} | metrics
+        self.agent.log_metrics(f"{FOLDER}/metrics.jsonl", record)
