@@ -34,28 +34,12 @@ def weighted_sum(tensors: tuple[Flat, ...], weights: tuple[Any, ...], divisor: A
         out[j] = sum_ / divisor
 
 
-@compiled()
-def interpolate(a: Flat, b: Flat, weight_a: Any, weight_b: Any, out: Flat) -> None:
-    """Write `weight_a * a + weight_b * b` to `out`."""
-    for j in range(len(out)):
-        out[j] = weight_a * a[j] + weight_b * b[j]
-
-
 @compiled({"reassoc", "contract"})
 def dot(a: Flat, b: Flat) -> float:
     """Return the inner product in float64."""
     total = 0.0
     for j in range(len(a)):
         total += np.float64(a[j]) * np.float64(b[j])
-    return total
-
-
-@compiled({"reassoc", "contract"})
-def dot_from(a: Flat, b: Flat, origin: Flat) -> float:
-    """Return the inner product of `a - origin` and `b - origin` in float64."""
-    total = 0.0
-    for j in range(len(a)):
-        total += np.float64(a[j] - origin[j]) * np.float64(b[j] - origin[j])
     return total
 
 

@@ -1,11 +1,14 @@
 """Random masks that depend on nothing but (seed, tensor name, model, element).
 
 The words come from Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter goes
-through ten keyed rounds of multiplications, so the word of any element can be computed by itself, in any order and by
-any worker. It is compiled here because it vectorises: 32-bit words at five times the rate of NumPy's Philox-4x64.
+through ten keyed rounds of multiplications, so the words of any element can be computed by themselves, in any order
+and by any worker. It is compiled here because it vectorises: 32-bit words at five times the rate of NumPy's
+Philox-4x64. Two elements share a word, the second reads it with its halves swapped: each is uniform to 32 bits, and
+what one decides tells of the other with a chance of 2**-16 only.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +17,13 @@ from torch import Tensor
 
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods.arrays import Flat
-from phases.evomerge.methods.kernels import BLOCK, compiled
+from phases.evomerge.methods.kernels import compiled
 
 _U64 = np.uint64
 _LOW, _SHIFT = _U64(0xFFFFFFFF), _U64(32)
 _MULTIPLIERS = _U64(0xD2511F53), _U64(0xCD9E8D57)
 _WEYL = _U64(0x9E3779B9), _U64(0xBB67AE85)  # what the key grows by from round to round
+_COUNTERS = 128  # in a block: 512 words for 1024 elements
 _MOST_MODELS = 64  # bits of the widest word that keeps are noted in
 
 
@@ -35,23 +39,21 @@ class MaskKey(NamedTuple):
         return _U64(int.from_bytes(digest[:4], "little")), _U64(int.from_bytes(digest[4:8], "little"))
 
 
-def empty_keeps(elements: int, models: int) -> NDArray[Any]:
-    """Return (elements,) zeros of a type with a bit for each model."""
-    if models > _MOST_MODELS:
-        raise MergeError(f"{models} models: random masks are made for at most {_MOST_MODELS}; merge in two stages")
-    return np.zeros(elements, np.uint8 if models <= 8 else np.uint64)
-
-
 def draw(
-    kept: NDArray[Any], model: int, key: MaskKey, tensor: Flat, base: Flat, chances: NDArray[np.uint64]
-) -> tuple[float, float]:
-    """Set bit `model` of `kept` (elements,) with the given chances; return the l1 norms of the delta, all and kept.
+    key: MaskKey, tensors: tuple[Flat, ...], base: Flat, chances: Sequence[NDArray[np.uint64]]
+) -> tuple[NDArray[Any], list[list[float]]]:
+    """Return which elements of each delta are kept, and (l1 norm of all of it, of what is kept) for each.
 
-    `chances` are of 2**32, one for all elements (1,) or one for each (elements,).
+    Bit i of the first (elements,) is for model i. `chances` are of 2**32, one for all elements of a model (1,) or one
+    for each (elements,).
     """
-    low, high = key.words(model)
-    whole, part = _draw(tensor, base, low, high, chances, kept.dtype.type(1 << model), kept)
-    return float(whole), float(part)
+    if len(tensors) > _MOST_MODELS:
+        raise MergeError(f"{len(tensors)} models: masks are drawn for at most {_MOST_MODELS}; merge in two stages")
+    kept: NDArray[Any] = np.empty(len(base), np.uint8 if len(tensors) <= 8 else np.uint64)
+    keys = tuple(key.words(model) for model in range(len(tensors)))
+    norms = np.zeros((len(tensors), 2))
+    _draw(tensors, base, keys, tuple(chances), kept, norms)
+    return kept, norms.tolist()
 
 
 def chance(probability: float) -> NDArray[np.uint64]:
@@ -110,23 +112,51 @@ def _round(a: Any, b: Any, c: Any, d: Any, key_low: Any, key_high: Any, index: A
     return (second >> _SHIFT) ^ b ^ low, second & _LOW, (first >> _SHIFT) ^ d ^ high, first & _LOW
 
 
-@compiled({"reassoc"})
+@compiled()
 def _draw(
-    tensor: Flat, base: Flat, key_low: Any, key_high: Any, chances: NDArray[np.uint64], bit: Any, kept: NDArray[Any]
-) -> tuple[float, float]:
-    whole, part = 0.0, 0.0
-    drawn = np.empty((4, BLOCK), np.uint32)
-    single = chances[0]
-    for start in range(0, len(tensor), 4 * BLOCK):  # element start + BLOCK * lane + j has word `lane` of its counter
-        words(start // 4, key_low, key_high, drawn)
-        line = drawn.reshape(-1)
-        stop = start + 4 * BLOCK
-        x, origin, bits = tensor[start:stop], base[start:stop], kept[start:stop]
-        for j in range(len(x)):
-            limit = single if len(chances) == 1 else chances[start + j]
-            keep = _U64(line[j]) < limit
-            size = np.float64(abs(x[j] - origin[j]))
-            whole += size
-            part += size if keep else 0.0
-            bits[j] |= bit if keep else kept.dtype.type(0)
+    tensors: tuple[Flat, ...],
+    base: Flat,
+    keys: tuple[tuple[Any, Any], ...],
+    chances: tuple[NDArray[np.uint64], ...],
+    kept: NDArray[Any],
+    norms: NDArray[np.float64],
+) -> None:
+    drawn = np.empty((4, _COUNTERS), np.uint32)
+    line = drawn.reshape(-1)
+    kept[:] = 0
+    for block in range(0, len(base), 2 * len(line)):
+        for i in range(len(tensors)):
+            words(block // 8, keys[i][0], keys[i][1], drawn)
+            for start in range(block, min(block + 2 * len(line), len(base)), len(line)):
+                stop = start + len(line)
+                limits = chances[i] if len(chances[i]) == 1 else chances[i][start:stop]
+                bits = kept[start:stop]
+                whole, part = _keep(
+                    tensors[i][start:stop], base[start:stop], line, limits, kept.dtype.type(1 << i), bits
+                )
+                norms[i, 0] += whole
+                norms[i, 1] += part
+                _swap_halves(line)
+
+
+@compiled()
+def _swap_halves(line: NDArray[np.uint32]) -> None:
+    for j in range(len(line)):
+        line[j] = (line[j] << np.uint32(16)) | (line[j] >> np.uint32(16))
+
+
+@compiled({"reassoc"})
+def _keep(
+    tensor: Flat, base: Flat, line: NDArray[np.uint32], limits: NDArray[np.uint64], bit: Any, bits: NDArray[Any]
+) -> tuple[Any, Any]:
+    """Set the bit of the elements whose word is below their limit; return the l1 norms of a block."""
+    zero, none = tensor.dtype.type(0), bits.dtype.type(0)
+    whole, part = zero, zero
+    limit = limits[0]
+    for j in range(len(tensor)):
+        keep = _U64(line[j]) < (limit if len(limits) == 1 else limits[j])
+        size = abs(tensor[j] - base[j])
+        whole += size
+        part += size if keep else zero
+        bits[j] |= bit if keep else none
     return whole, part

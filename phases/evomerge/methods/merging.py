@@ -92,7 +92,7 @@ def _check_count(method: MergeMethod, count: int, base: Tensor | None) -> None:
 def _bind(method: MergeMethod, given: Mapping[str, Value], models: int) -> dict[str, Any]:
     """Return every parameter of the method, checked, with defaults filled in and one value per model where it has."""
     known = [parameter.name for parameter in method.parameters]
-    if unknown := sorted(set(given) - set(known)):
+    if unknown := sorted(set(given) - set(known) - set(method.ignored)):
         raise MergeError(f"parameter {unknown[0]!r} is not known; it has {', '.join(known) or 'none'}")
     return {parameter.name: _value(parameter, given.get(parameter.name), models) for parameter in method.parameters}
 

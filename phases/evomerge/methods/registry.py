@@ -12,9 +12,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from phases.evomerge.methods.elementwise import arcee_fusion, nearswap
 from phases.evomerge.methods.linear import linear, passthrough
+from phases.evomerge.methods.model_stock import model_stock
+from phases.evomerge.methods.ram import ram, ramplus_tl
 from phases.evomerge.methods.sce import sce
-from phases.evomerge.methods.spherical import slerp
+from phases.evomerge.methods.spherical import karcher, multislerp, nuslerp, slerp
 from phases.evomerge.methods.task_vectors import breadcrumbs, dare, della, task_arithmetic, ties
 
 
@@ -36,7 +39,7 @@ class MergeMethod:
     """A way to merge the tensors of one name; `least` and `most` count the inputs without the base.
 
     `elementwise`: each element of the result depends on the same element of the inputs only, so that a large tensor may
-    be merged in pieces.
+    be merged in pieces. `ignored` are parameters that mergekit takes and that change no number.
     """
 
     name: str
@@ -47,12 +50,14 @@ class MergeMethod:
     most: int | None = None
     random: bool = False
     elementwise: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 def _weight(meaning: str = "share of the model") -> Parameter:
     return Parameter("weight", "float", None, meaning, per_model=True)
 
 
+_MASK = ("int8_mask",)
 _DENSITY = Parameter("density", "float", 1.0, "share of each delta that is kept", per_model=True, low=0.0, high=1.0)
 _LAMBDA = Parameter("lambda_", "float", 1.0, "factor on the merged delta")
 
@@ -75,24 +80,58 @@ def _sparse(
     random: bool = False,
 ) -> MergeMethod:
     shared = (_weight(), _DENSITY, *extra, _normalize(normalize), _rescale(rescale), _LAMBDA)
-    return MergeMethod(name, function, shared, base="required", random=random)
+    return MergeMethod(name, function, shared, base="required", random=random, ignored=_MASK)
 
 
 _GAMMA = Parameter("gamma", "float", 0.01, "share of largest elements dropped", per_model=True, low=0.0, high=1.0)
 _EPSILON = Parameter("epsilon", "float", 0.15, "half the range of keep chances", per_model=True, low=0.0, high=0.5)
 _T = Parameter("t", "float", None, "0: the base, 1: the other model")
 _SCALE = Parameter("scale", "float", 1.0, "factor on the copy", per_model=True)
+_NEAR = Parameter("t", "float", None, "distance within which the other model is taken over", low=0.0)
+_CHANGED = Parameter("epsilon", "float", 1e-5, "least change that counts", low=0.0)
 _SELECT = Parameter("select_topk", "float", 1.0, "share of elements, by variance, that are merged", low=0.0, high=1.0)
 
 _ALL = (
     MergeMethod("linear", linear, (_weight(), _normalize(True)), base="unused", elementwise=True),
     MergeMethod("slerp", slerp, (_T,), base="required", most=1),
     MergeMethod(
+        "nuslerp",
+        nuslerp,
+        (
+            _weight(),
+            Parameter("nuslerp_flatten", "bool", True, "one arc between whole tensors"),
+            Parameter("nuslerp_row_wise", "bool", False, "arcs along the first dimension, else along the last"),
+        ),
+        base="optional",
+        least=2,
+        most=2,
+    ),
+    MergeMethod(
+        "multislerp",
+        multislerp,
+        (
+            _weight(),
+            Parameter("normalize_weights", "bool", True, "divide the weights by their sum"),
+            Parameter("eps", "float", 1e-8, "length below which a tensor has no direction", low=0.0),
+        ),
+        base="optional",
+    ),
+    MergeMethod(
+        "karcher",
+        karcher,
+        (
+            Parameter("max_iter", "int", 10, "most steps", low=0),
+            Parameter("tol", "float", 1e-5, "radians: a shorter step is the last", low=0.0),
+        ),
+        base="unused",
+    ),
+    MergeMethod(
         "task_arithmetic",
         task_arithmetic,
         (_weight("factor on the model's delta"), _normalize(False), _LAMBDA),
         base="required",
         elementwise=True,
+        ignored=(*_MASK, "density", "rescale"),
     ),
     _sparse("ties", ties, normalize=True, rescale=False),
     _sparse("dare_ties", partial(dare, elect=True), rescale=True, random=True),
@@ -101,7 +140,27 @@ _ALL = (
     _sparse("breadcrumbs_ties", partial(breadcrumbs, elect=True), (_GAMMA,), rescale=False),
     _sparse("della", partial(della, elect=True), (_EPSILON,), normalize=True, rescale=True, random=True),
     _sparse("della_linear", della, (_EPSILON,), rescale=True, random=True),
-    MergeMethod("sce", sce, (_SELECT,), base="required"),
+    MergeMethod(
+        "model_stock",
+        model_stock,
+        (Parameter("filter_wise", "bool", False, "a share for each vector along the last dimension"),),
+        base="required",
+        least=2,
+    ),
+    MergeMethod("arcee_fusion", arcee_fusion, (), base="required", most=1),
+    MergeMethod("nearswap", nearswap, (_NEAR,), base="required", most=1, elementwise=True),
+    MergeMethod("ram", ram, (_CHANGED,), base="required", elementwise=True),
+    MergeMethod(
+        "ramplus_tl",
+        ramplus_tl,
+        (
+            Parameter("r", "float", 0.1, "enlargement per shared change"),
+            Parameter("alpha", "float", 0.2, "largest ratio of shared to own changes that counts", low=0.0),
+            _CHANGED,
+        ),
+        base="required",
+    ),
+    MergeMethod("sce", sce, (_SELECT,), base="required", ignored=_MASK),
     MergeMethod("passthrough", passthrough, (_SCALE,), base="unused", most=1, elementwise=True),
 )
 

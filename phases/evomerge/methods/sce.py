@@ -43,7 +43,8 @@ def _select(arrays: tuple[Flat, ...], origin: Flat, share: float) -> tuple[Flat,
         return origin, Cut(-np.inf, len(origin))  # takes any values
     variances = np.empty_like(origin)
     nonzero = _variances(arrays, origin, variances)
-    return variances, top(variances, None, int(np.float32(nonzero) * np.float32(share)))  # in float32 as mergekit
+    (cut,) = top([variances], None, [int(np.float32(nonzero) * np.float32(share))])  # in float32 as mergekit
+    return variances, cut
 
 
 def _coefficients(means: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""The k largest of a tensor, exactly, without sorting it.
+"""The k largest magnitudes of tensors, exactly, without sorting them.
 
-A strided sample brackets the k-th largest value; one pass counts what lies above the bracket and collects the percent
-or so that lies within, and only that is partitioned. Where the bracket misses (values in an order that the sample does
-not see) everything is partitioned. Of equal values the first in the tensor are taken, so that exactly k are.
+A strided sample brackets the k-th largest value; one pass counts what lies above the bracket and collects the few
+percent that lie within, and only those are partitioned. Where the bracket misses (values in an order that the sample
+does not see) everything is partitioned. Of equal values the first in the tensor are taken, so that exactly k are.
 """
 
 import math
@@ -17,6 +17,7 @@ from phases.evomerge.methods.arrays import Flat
 from phases.evomerge.methods.kernels import BLOCK, compiled
 
 _DIRECT = 32_768  # tensors of fewer elements are partitioned whole
+_ROOM = 8  # the part of a tensor that may be collected: more than a bracket holds, unless many values are equal
 _ERRORS = 2.5  # half the width of the bracket, in standard errors of a sample's quantile
 
 
@@ -30,21 +31,18 @@ class Cut(NamedTuple):
 EVERYTHING, NOTHING = Cut(-1.0, 0), Cut(math.inf, 0)
 
 
-def top(values: Flat, origin: Flat | None, k: int) -> Cut:
-    """Return the cut that keeps the `k` largest of `abs(values - origin)` (of `abs(values)` without an origin)."""
-    elements = len(values)
-    if k >= elements:
-        return EVERYTHING
-    if k <= 0:
-        return NOTHING
-    origin = values[:0] if origin is None else origin
-    above, candidates = _candidates(values, origin, k)
-    at = len(candidates) - (k - above)
-    value = np.partition(candidates, at)[at]
-    quota = k - above - int(np.count_nonzero(candidates > value))
-    if quota == np.count_nonzero(candidates == value):
-        return Cut(float(value), elements)
-    return Cut(float(value), int(_position(values, origin, value, quota)))
+def top(tensors: Sequence[Flat], origin: Flat | None, keeps: Sequence[int]) -> list[Cut]:
+    """Return for each tensor the cut that takes the `keep` largest of `abs(tensor - origin)`; no origin: of `abs`."""
+    elements = len(tensors[0])
+    cuts = [EVERYTHING if keep >= elements else NOTHING for keep in keeps]
+    inner = [i for i, keep in enumerate(keeps) if 0 < keep < elements]
+    if not inner:
+        return cuts
+    chosen, wanted = tuple(tensors[i] for i in inner), [keeps[i] for i in inner]
+    start = chosen[0][:0] if origin is None else origin
+    for i, tensor, keep, (above, found) in zip(inner, chosen, wanted, _candidates(chosen, start, wanted), strict=True):
+        cuts[i] = _cut(tensor, start, keep, above, found)
+    return cuts
 
 
 def segments(cuts: Sequence[Cut], like: Flat) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
@@ -63,34 +61,52 @@ def segments(cuts: Sequence[Cut], like: Flat) -> Iterator[tuple[int, int, tuple[
         yield start, stop, tuple(least)
 
 
-def _candidates(values: Flat, origin: Flat, k: int) -> tuple[int, Flat]:
-    """Return how many values lie above all candidates, and candidates that the k-th largest is one of."""
-    found = np.empty(len(values) + 1, values.dtype)  # one more, since a candidate is written before it is judged
-    if len(values) >= _DIRECT:
-        low, high = _bracket(values, origin, k)
-        above, count = _collect(values, origin, low, high, found)
-        if above < k <= above + count:
-            return int(above), found[:count]
-    _magnitudes(values, origin, 0, found[:-1])
-    return 0, found[:-1]
+def _cut(tensor: Flat, origin: Flat, keep: int, above: int, candidates: Flat) -> Cut:
+    """Return the cut at the `keep`-th largest value, which is a candidate; `above` lie above all candidates."""
+    at = len(candidates) - (keep - above)
+    candidates.partition(at)
+    value = candidates[at]
+    quota = keep - above - int(np.count_nonzero(candidates[at + 1 :] > value))
+    if quota == np.count_nonzero(candidates == value):
+        return Cut(float(value), len(tensor))
+    return Cut(float(value), _position(tensor, origin, value, quota))
 
 
-def _bracket(values: Flat, origin: Flat, k: int) -> tuple[Any, Any]:
-    """Return two values that the k-th largest lies between, by a sample of n^(2/3)."""
-    step = round(len(values) ** (1 / 3)) | 1  # odd, so that it meets all columns of a matrix
-    sample = np.abs(values[::step] - origin[::step]) if len(origin) else np.abs(values[::step])
-    share = 1 - k / len(values)
+def _candidates(tensors: tuple[Flat, ...], origin: Flat, keeps: Sequence[int]) -> Iterator[tuple[int, Flat]]:
+    """Yield for each tensor how many values lie above all candidates, and candidates, the k-th largest among them."""
+    elements = len(tensors[0])
+    if elements < _DIRECT:
+        yield from ((0, _all(tensor, origin)) for tensor in tensors)
+        return
+    brackets = [_bracket(tensor, origin, keep) for tensor, keep in zip(tensors, keeps, strict=True)]
+    lows, highs = (tuple(ends) for ends in zip(*brackets, strict=True))
+    found = np.empty((len(tensors), elements // _ROOM), origin.dtype)
+    counts = np.zeros((len(tensors), 2), np.int64)
+    _collect(tensors, origin, lows, highs, found, counts)
+    for tensor, keep, row, (above, count) in zip(tensors, keeps, found, counts.tolist(), strict=True):
+        yield (above, row[:count]) if above < keep <= above + count else (0, _all(tensor, origin))
+
+
+def _all(tensor: Flat, origin: Flat) -> Flat:
+    return np.abs(tensor - origin) if len(origin) else np.abs(tensor)
+
+
+def _bracket(tensor: Flat, origin: Flat, keep: int) -> tuple[Any, Any]:
+    """Return two values that the k-th largest magnitude lies between, by a sample of n^(2/3) of them."""
+    step = round(len(tensor) ** (1 / 3)) | 1  # odd, so that it meets all columns of a matrix
+    sample = _all(tensor[::step], origin[::step])
+    share = 1 - keep / len(tensor)
     error = _ERRORS * math.sqrt(share * (1 - share) / len(sample)) + 1 / len(sample)
     low, high = int((share - error) * len(sample)), math.ceil((share + error) * len(sample))
     sample.partition(sorted({max(low, 0), min(high, len(sample) - 1)}))
-    infinity = values.dtype.type(math.inf)
-    return sample[max(low, 0)] * (low >= 0), sample[high] if high < len(sample) else infinity
+    zero, infinity = tensor.dtype.type(0), tensor.dtype.type(math.inf)
+    return sample[low] if low > 0 else zero, sample[high] if high < len(sample) else infinity
 
 
 @compiled()
-def _magnitudes(values: Flat, origin: Flat, start: int, out: Flat) -> None:
+def _magnitudes(tensor: Flat, origin: Flat, start: int, out: Flat) -> None:
     """Write the magnitudes from index `start` on to `out`."""
-    block = values[start : start + len(out)]
+    block = tensor[start : start + len(out)]
     if len(origin) == 0:
         for j in range(len(out)):
             out[j] = abs(block[j])
@@ -111,31 +127,50 @@ def _classify(block: Flat, low: Any, high: Any, inside: NDArray[np.uint8]) -> An
 
 
 @compiled()
-def _collect(values: Flat, origin: Flat, low: Any, high: Any, found: Flat) -> tuple[int, int]:
-    """Count the magnitudes above `high`, and write those from `low` to `high`, both at least 0, to `found`."""
-    above, count = 0, 0
-    block, inside = np.empty(BLOCK, values.dtype), np.empty(BLOCK, np.uint8)
+def _collect(
+    tensors: tuple[Flat, ...],
+    origin: Flat,
+    lows: tuple[Any, ...],
+    highs: tuple[Any, ...],
+    found: Flat,
+    counts: NDArray[np.int64],
+) -> None:
+    """Write the magnitudes of each tensor from its low to its high to its row of `found`, as many as it has room for.
+
+    Column 0 of `counts` becomes how many lie above the high, column 1 how many were written.
+    """
+    block, inside = np.empty(BLOCK, found.dtype), np.empty(BLOCK, np.uint8)
     eights = inside.view(np.uint64)  # most groups of eight have none inside
-    for start in range(0, len(values), BLOCK):
-        size = min(BLOCK, len(values) - start)
+    for start in range(0, len(tensors[0]), BLOCK):
+        size = min(BLOCK, len(tensors[0]) - start)
         block[size:] = -1
-        _magnitudes(values, origin, start, block[:size])
-        above += _classify(block, low, high, inside)
-        for group in range(BLOCK // 8):
-            if eights[group]:
-                for j in range(8 * group, 8 * group + 8):
-                    found[count] = block[j]
-                    count += inside[j]
-    return int(above), count
+        for i in range(len(tensors)):
+            _magnitudes(tensors[i], origin, start, block[:size])
+            counts[i, 0] += _classify(block, lows[i], highs[i], inside)
+            row, count = found[i], counts[i, 1]
+            for group in range(BLOCK // 8):
+                if eights[group] and count <= len(row) - 8:
+                    for j in range(8 * group, 8 * group + 8):
+                        row[count] = block[j]
+                        count += inside[j]
+            counts[i, 1] = count
 
 
 @compiled()
-def _position(values: Flat, origin: Flat, value: Any, quota: int) -> int:
+def _position(tensor: Flat, origin: Flat, value: Any, quota: int) -> int:
     """Return the index behind the `quota`-th magnitude that equals `value`."""
-    for j in range(len(values)):
-        magnitude = abs(values[j] - origin[j]) if len(origin) else abs(values[j])
-        if magnitude == value:
-            quota -= 1
-            if quota == 0:
-                return j + 1
-    return len(values)
+    block = np.empty(BLOCK, tensor.dtype)
+    for start in range(0, len(tensor), BLOCK):
+        size = min(BLOCK, len(tensor) - start)
+        block[size:] = -1
+        _magnitudes(tensor, origin, start, block[:size])
+        equal = np.int32(0)
+        for j in range(BLOCK):
+            equal = np.int32(equal + np.int32(block[j] == value))
+        if equal >= quota:
+            for j in range(size):
+                quota -= block[j] == value
+                if quota == 0:
+                    return start + j + 1
+        quota -= int(equal)
+    return len(tensor)

@@ -7,7 +7,7 @@ Thresholds are per tensor, as in mergekit and not over the whole model as in the
 before it was thinned (mergekit), which for random masks is 1/density (DARE) up to chance.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
-from phases.evomerge.methods.arrays import Flat, flat, flats, shaped
+from phases.evomerge.methods.arrays import flat, flats, shaped
 from phases.evomerge.methods.consensus import Band, Consensus, combine_bands, combine_kept, l1_norms
 from phases.evomerge.methods.linear import divisor_of
-from phases.evomerge.methods.masks import MaskKey, chance, draw, empty_keeps, rank_chances
+from phases.evomerge.methods.masks import MaskKey, chance, draw, rank_chances
 from phases.evomerge.methods.select import EVERYTHING, top
 
 _TINY = 1e-7  # l1 norms below this are not matched
@@ -48,10 +48,7 @@ def ties(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Keep the `density` largest of each delta, elect a sign for each element, and average the deltas that have it."""
-    bands = [
-        _band(values, flat(base), share, rescale, least=1)
-        for values, share in zip(flats(tensors), density, strict=True)
-    ]
+    bands = _bands(tensors, base, density, [0.0] * len(tensors), rescale, least=1)
     return _combine(tensors, base, bands, Consensus(weight, True, normalize, lambda_))
 
 
@@ -68,10 +65,7 @@ def breadcrumbs(
     elect: bool = False,
 ) -> Tensor:
     """Drop the `gamma` largest of each delta, keep the `density` largest of the rest, and add up (`elect`: as TIES)."""
-    bands = [
-        _band(values, flat(base), share, rescale, gamma=outliers)
-        for values, share, outliers in zip(flats(tensors), density, gamma, strict=True)
-    ]
+    bands = _bands(tensors, base, density, gamma, rescale)
     return _combine(tensors, base, bands, Consensus(weight, elect, normalize, lambda_))
 
 
@@ -115,10 +109,10 @@ def della(
             raise MergeError(
                 f"density {share} ± epsilon {spread} leaves the range from 0 to 1; choose a smaller epsilon"
             )
-    chances = (
+    chances = [
         rank_chances(tensor - base, share, spread) if 0 < share < 1 else chance(share)
         for tensor, share, spread in zip(tensors, density, epsilon, strict=True)
-    )
+    ]
     return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_))
 
 
@@ -133,36 +127,44 @@ def _check(how: Consensus) -> None:
         divisor_of(how.weights)
 
 
-def _band(values: Flat, origin: Flat, density: float, rescale: bool, *, gamma: float = 0.0, least: int = 0) -> Band:
-    """Return the band of the `int(density * n)` largest magnitudes behind the `int(gamma * n)` largest ones.
+def _bands(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    density: Sequence[float],
+    gamma: Sequence[float],
+    rescale: bool,
+    least: int = 0,
+) -> list[Band]:
+    """Return for each delta the band of its `int(density * n)` largest magnitudes behind its `int(gamma * n)` largest.
 
     Fewer outliers are dropped where that many could not be kept otherwise. At least `least` are kept, unless the
     density is 0; all are where it is 1.
     """
-    elements = len(values)
-    if density >= 1:
-        return Band(EVERYTHING)
-    keep = max(least, int(density * elements)) if density > 0 else 0
-    drop = min(int(gamma * elements), elements - keep)
-    band = Band(top(values, origin, drop + keep), top(values, origin, drop))
-    return replace(band, scale=_match(*l1_norms(values, origin, band))) if rescale else band
+    origin, arrays, elements = flat(base), flats(tensors), base.numel()
+    keep = [max(least, int(share * elements)) if share > 0 else 0 for share in density]
+    drop = [min(int(outliers * elements), elements - kept) for outliers, kept in zip(gamma, keep, strict=True)]
+    reach = [dropped + kept for dropped, kept in zip(drop, keep, strict=True)]
+    cuts = top([*arrays, *arrays], origin, [*reach, *drop])
+    bands = [Band(lower, upper) for lower, upper in zip(cuts[: len(arrays)], cuts[len(arrays) :], strict=True)]
+    if not rescale:
+        return bands
+    norms = [l1_norms(values, origin, band) for values, band in zip(arrays, bands, strict=True)]
+    return [replace(band, scale=_match(*each)) for band, each in zip(bands, norms, strict=True)]
 
 
 def _random(
     tensors: Sequence[Tensor],
     base: Tensor,
     key: MaskKey,
-    chances: Iterable[NDArray[np.uint64]],
+    chances: Sequence[NDArray[np.uint64]],
     rescale: bool,
     how: Consensus,
 ) -> Tensor:
     """Draw a mask for each delta, then combine what is kept."""
     _check(how)
-    origin, arrays, scales = flat(base), flats(tensors), []
-    kept = empty_keeps(len(origin), len(arrays))
-    for model, (values, limits) in enumerate(zip(arrays, chances, strict=True)):
-        norms = draw(kept, model, key, values, origin, limits)
-        scales.append(_match(*norms) if rescale else 1.0)
+    origin, arrays = flat(base), flats(tensors)
+    kept, norms = draw(key, arrays, origin, chances)
+    scales = [_match(*each) if rescale else 1.0 for each in norms]
     return shaped(combine_kept(origin, arrays, kept, scales, how), base)
 
 
