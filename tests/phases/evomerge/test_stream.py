@@ -155,6 +155,33 @@ def test_ties_equals_mergekit(make: MakeModel, tmp_path: Path) -> None:
     assert_same(merged(recipe, tmp_path / "ours"), by_mergekit(recipe, tmp_path / "theirs"), 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("method", "count", "based", "parameters"),
+    [
+        ("nuslerp", 2, False, {"weight": [0.2, 0.9]}),
+        ("nuslerp", 2, True, {"weight": 0.5, "nuslerp_flatten": False, "nuslerp_row_wise": True}),
+        ("multislerp", 3, True, {"weight": 0.3}),
+        ("karcher", 2, True, {}),
+        ("task_arithmetic", 2, True, {"weight": [0.2, 0.9], "lambda": [0.5, 1]}),
+        ("breadcrumbs", 3, True, {"weight": 0.3, "density": 0.7, "gamma": 0.05}),
+        ("breadcrumbs_ties", 3, True, {"weight": 0.3, "density": 0.7}),
+        ("model_stock", 3, True, {}),
+        ("nearswap", 1, True, {"t": 0.01}),
+        ("ram", 2, True, {}),
+        ("ramplus_tl", 2, True, {}),
+        ("arcee_fusion", 1, True, {}),
+        ("sce", 3, True, {"select_topk": 0.6}),
+    ],
+)
+def test_other_methods_equal_mergekit(
+    make: MakeModel, tmp_path: Path, method: str, count: int, based: bool, parameters: dict[str, Any]
+) -> None:
+    inputs = [{"model": make(name)} for name in "abc"[:count]]
+    recipe = {"merge_method": method, "models": inputs, "parameters": parameters}
+    recipe |= {"base_model": make("base")} if based else {}
+    assert_same(merged(recipe, tmp_path / "ours"), by_mergekit(recipe, tmp_path / "theirs"), 1e-6)
+
+
 def test_passthrough_slices_equal_mergekit(make: MakeModel, tmp_path: Path) -> None:
     a, b = make("a"), make("b", shards=2)
     spans = [(a, [0, 3]), (b, [1, 4]), (a, [3, 4])]
