@@ -82,6 +82,8 @@ class EvaluatorPool:
             return self._failed(job, actor, str(error.cause), final=isinstance(error.cause, MergeError))
         except RayError as error:
             return self._failed(job, self._replace(actor), str(error), final=False)
+        if not measured.finite:
+            return self._failed(job, actor, "a measurement that is not finite", final=False)
         self._free.append(actor)
         return measured, False
 

@@ -1,6 +1,6 @@
 """The agents of phase 2: the evolver runs the search on Ray Tune; evaluators merge and measure candidates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +10,6 @@ from ray import tune
 
 from actors.agent import Agent
 from actors.island import Workers, run_islands
-from phases import storage
 from phases.contract import PhaseResult
 from phases.evomerge import phase
 from phases.evomerge.candidate import Positions
@@ -53,15 +52,9 @@ class Evolver(Agent):
 
     def evolve(self, task: str, config: EvoMergeConfig, seed: int, cpus: float, gpus: float) -> None:
         """Search until patience or generations are used up; what was found is in the run directory."""
-        if read_search(self.run_uri) is not None:
-            return
         torch.set_num_threads(1)
-        search = phase.prepare(self.files, config, seed)
-        workers = Workers(MergeEvaluator, evaluator_arguments(search.evaluator, self.run_uri), cpus, gpus)
-        tune_folder = storage.join(self.run_uri, f"{FOLDER}/tune")
-        run_islands(search.plan, workers, tune_folder, [_Reports(self, task, config.evolution.generations)])
-        engines = replay(search.plan, search.evaluator, Ledger(ledger_folder(self.run_uri)))
-        write_search(self.run_uri, summary(engines), config.checkpoint_every)
+        reports = _Reports(self, task, config.evolution.generations)
+        evolve(self.files, config, seed, cpus=cpus, gpus=gpus, callbacks=[reports])
 
     def finish(self, task: str, config: EvoMergeConfig, seed: int, start: datetime) -> PhaseResult:
         """Return the result of the phase that began at `start`."""
@@ -69,10 +62,28 @@ class Evolver(Agent):
         return phase.finish(self.files, config, seed, start)
 
 
-def evaluator_arguments(evaluator: Evaluator, run: str) -> tuple[Any, ...]:
-    """Return what a `MergeEvaluator` is made with; the parents are put into the object store once."""
-    others = {name: value for name, value in vars(evaluator).items() if name != "parents"}
-    return ray.put(to_arrays(evaluator.parents)), others, ledger_folder(run)
+def evolve(
+    files: RunFiles,
+    config: EvoMergeConfig,
+    seed: int,
+    *,
+    cpus: float,
+    gpus: float,
+    callbacks: Sequence[tune.Callback] = (),
+    worker: type = MergeEvaluator,
+) -> None:
+    """Run the search of a run, going on from where it was; what is found is in the run directory.
+
+    The parents are put into the object store once; `worker` is what each evaluator is made of.
+    """
+    if read_search(files.uri) is not None:
+        return
+    search = phase.prepare(files, config, seed)
+    others = {name: value for name, value in vars(search.evaluator).items() if name != "parents"}
+    arguments = (ray.put(to_arrays(search.evaluator.parents)), others, ledger_folder(files.uri))
+    run_islands(search.plan, Workers(worker, arguments, cpus, gpus), files.path(f"{FOLDER}/tune"), callbacks)
+    engines = replay(search.plan, search.evaluator, Ledger(ledger_folder(files.uri)))
+    write_search(files.uri, summary(engines), config.checkpoint_every)
 
 
 class _Reports(tune.Callback):

@@ -47,10 +47,16 @@ class Island(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run a generation and return its record."""
-        space = self.plan.space
-        expressed = [Candidate(c.generation, c.slot, space.expressed(c.genome)) for c in self.engine.ask()]
-        for candidate, measured in self.pool.measure(expressed):
-            self.engine.tell(candidate.slot, self.plan.outcome(measured))
+        space, slots = self.plan.space, dict[str, list[int]]()
+        unique = list[Candidate]()  # twins are measured once
+        for candidate in self.engine.ask():
+            genome = space.expressed(candidate.genome)
+            if (key := json.dumps(genome, sort_keys=True)) not in slots:
+                unique.append(Candidate(candidate.generation, candidate.slot, genome))
+            slots.setdefault(key, []).append(candidate.slot)
+        for candidate, measured in self.pool.measure(unique):
+            for slot in slots[json.dumps(candidate.genome, sort_keys=True)]:
+                self.engine.tell(slot, self.plan.outcome(measured))
         best = self.engine.best
         metrics = best.outcome.metrics if best else {}
         record = asdict(self.engine.history[-1]) | metrics

@@ -4,6 +4,7 @@ Every term is a ratio to the best parent, so a candidate that equals it scores 1
 come from counted operations and bytes and never from a clock: candidates of one shape would differ by noise alone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -31,6 +32,11 @@ class Measured:
     flops: float  # per token, counted from the mean ponder steps
     bytes: float  # of weights and of a stream's memory
     position: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all four quantities are numbers."""
+        return all(map(math.isfinite, (self.perplexity, self.accuracy, self.flops, self.bytes)))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ def identity(parents: tuple[str, ...], parent: str) -> dict[str, Value]:
     return genome | {f"weight.{group}.{name}": float(name == parent) for group in GROUPS for name in parents}
 
 
+def uniform(parents: tuple[str, ...], settings: str) -> dict[str, Value]:
+    """Return the genome of the plain average of all parents, with the `settings` of one."""
+    return identity(parents, settings) | {f"weight.{group}.{name}": 1.0 for group in GROUPS for name in parents}
+
+
 def first_genomes(config: EvoMergeConfig, parents: tuple[str, ...], best: str, n_layers: int) -> list[dict[str, Any]]:
     """Return what a search begins with: the `best` parent as it is, and each technique at its defaults.
 

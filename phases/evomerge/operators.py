@@ -3,7 +3,7 @@
 Real genes recombine by simulated binary crossover (SBX, Deb & Agrawal 1995) and mutate by a Gaussian step of a share of
 their range, cut at its ends: reflected there, optima on the boundary stay out of reach (seen on ZDT). Choices are taken
 from either parent and are redrawn. The mutation rate is per expressed gene, so that genes which mean nothing now do not
-use it up; a mutant always differs from what it was.
+use it up.
 """
 
 import numpy as np

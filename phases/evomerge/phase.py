@@ -94,7 +94,7 @@ def finish(files: RunFiles, config: EvoMergeConfig, seed: int, start: datetime) 
     found = read_search(files.uri)
     if found is None:
         raise ArtifactError(f"{files.path(RESULTS)}: missing; the search has not finished")
-    ref = _write_winner(files, config, seed, found["genome"])
+    ref = write_winner(files, config, seed, found["genome"])
     claims = _claims(files, config, seed)
     low, high = compare(files, config, seed).gain_interval(seed)
     generations = storage.names(files.path(f"{FOLDER}/generations"))
@@ -163,7 +163,8 @@ def _fingerprint(loaded: dict[str, LoadedModel], corpus: Corpus, config: EvoMerg
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write_winner(files: RunFiles, config: EvoMergeConfig, seed: int, genome: Genome) -> ModelRef:
+def write_winner(files: RunFiles, config: EvoMergeConfig, seed: int, genome: Genome) -> ModelRef:
+    """Write the model of a genome as what the phase hands on."""
     titan, tensors = prepare(files, config, seed).evaluator.build(genome)
     loaded = load_parents(files.uri)
     lineage = modeldir.Lineage(

@@ -29,6 +29,8 @@ class Evaluator:
                 raise ValueError("not today")
             if kind == "die":
                 os._exit(1)
+            if kind == "nan":
+                return Measured(perplexity=float("nan"), accuracy=0, flops=1, bytes=1)
             if kind == "hang":
                 time.sleep(60)
             if kind == "refuse":
@@ -53,13 +55,13 @@ def candidates(*kinds: tuple[str, int]) -> list[Candidate]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_failures_leave_no_trace_in_the_results(tmp_path: Path) -> None:
     pool = pool_of(tmp_path)
-    asked = candidates(("none", 0), ("throw", 2), ("die", 1), ("none", 0), ("die", 2))
+    asked = candidates(("none", 0), ("throw", 2), ("die", 1), ("nan", 1), ("die", 2))
     found = {candidate.slot: measured for candidate, measured in pool.measure(asked)}
     pool.stop()
     assert {slot: measured.perplexity for slot, measured in found.items() if measured} == dict(
         enumerate(map(float, range(5)))
     )
-    assert pool.failures == 5
+    assert pool.failures == 6
 
 
 @pytest.mark.usefixtures("ray_cluster")
