@@ -4,6 +4,7 @@ Methods compute in float32, or in float64 where an input is float64, and round o
 read-only, so that a kernel that wrote to one would not compile: parents may lie in memory that processes share.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +18,11 @@ Flat: TypeAlias = NDArray[Any]  # (elements,), float32 or float64
 def working_type(tensors: Sequence[Tensor]) -> torch.dtype:
     """Return float64 where one of the tensors is float64, else float32."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def promoted_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Return the type that the tensors promote to."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def flat(tensor: Tensor) -> Flat:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phases.evomerge.methods.arrays import Flat, scalars
-from phases.evomerge.methods.kernels import compiled
+from phases.evomerge.methods.kernels import add_square, compiled
 from phases.evomerge.methods.select import NOTHING, Cut, segments
 
 
@@ -41,26 +41,36 @@ class Consensus:
         return scalars(self.weights, like), like.dtype.type(self.lambda_)
 
 
-def combine_bands(base: Flat, tensors: tuple[Flat, ...], bands: Sequence[Band], how: Consensus) -> Flat:
+@dataclass(frozen=True)
+class Combined:
+    """A merged tensor, and the squared distances from the base of it and of the first input."""
+
+    tensor: Flat
+    away: float
+    first: float
+
+
+def combine_bands(base: Flat, tensors: tuple[Flat, ...], bands: Sequence[Band], how: Consensus) -> Combined:
     """Return the merged tensor where each delta is kept within its band."""
-    out = np.empty_like(base)
+    out, away, first = np.empty_like(base), 0.0, 0.0
     (weights, last), scales = how.numbers(base), scalars([band.scale for band in bands], base)
     for start, stop, lows, highs in _band_segments(bands, base):
         parts = tuple(tensor[start:stop] for tensor in tensors)
-        _combine_bands(
+        squares = _combine_bands(
             base[start:stop], parts, lows, highs, scales, weights, how.elect, how.normalize, last, out[start:stop]
         )
-    return out
+        away, first = away + squares[0], first + squares[1]
+    return Combined(out, away, first)
 
 
 def combine_kept(
     base: Flat, tensors: tuple[Flat, ...], kept: NDArray[np.uint64], scales: Sequence[float], how: Consensus
-) -> Flat:
+) -> Combined:
     """Return the merged tensor where bit i of `kept` (elements,) says whether delta i is kept at that element."""
     out = np.empty_like(base)
     weights, last = how.numbers(base)
-    _combine_kept(base, tensors, kept, scalars(scales, base), weights, how.elect, how.normalize, last, out)
-    return out
+    squares = _combine_kept(base, tensors, kept, scalars(scales, base), weights, how.elect, how.normalize, last, out)
+    return Combined(out, squares[0], squares[1])
 
 
 def l1_norms(values: Flat, origin: Flat, band: Band) -> tuple[float, float]:
@@ -101,8 +111,9 @@ def _combine_bands(
     normalize: bool,
     last: Any,
     out: Flat,
-) -> None:
+) -> tuple[float, float]:
     zero, one = out.dtype.type(0), out.dtype.type(1)
+    away, first = zero, zero
     for j in range(len(out)):
         origin, sum_, divisor = base[j], zero, zero
         for i in range(len(tensors)):
@@ -121,7 +132,10 @@ def _combine_bands(
                 divisor += zero if opposed else weights[i]
         if normalize:
             sum_ /= one if divisor == zero else divisor
-        out[j] = origin + sum_ * last
+        sum_ *= last
+        out[j] = origin + sum_
+        away, first = add_square(away, sum_), add_square(first, tensors[0][j] - origin)
+    return away, first
 
 
 @compiled()
@@ -135,8 +149,9 @@ def _combine_kept(
     normalize: bool,
     last: Any,
     out: Flat,
-) -> None:
+) -> tuple[float, float]:
     zero, one = out.dtype.type(0), out.dtype.type(1)
+    away, first = zero, zero
     for j in range(len(out)):
         origin, bits, sum_, divisor = base[j], kept[j], zero, zero
         for i in range(len(tensors)):
@@ -153,4 +168,7 @@ def _combine_kept(
                 divisor += zero if opposed else weights[i]
         if normalize:
             sum_ /= one if divisor == zero else divisor
-        out[j] = origin + sum_ * last
+        sum_ *= last
+        out[j] = origin + sum_
+        away, first = add_square(away, sum_), add_square(first, tensors[0][j] - origin)
+    return away, first

@@ -35,12 +35,9 @@ def weighted_sum(tensors: tuple[Flat, ...], weights: tuple[Any, ...], divisor: A
 
 
 @compiled({"reassoc", "contract"})
-def dot(a: Flat, b: Flat) -> float:
-    """Return the inner product in float64."""
-    total = 0.0
-    for j in range(len(a)):
-        total += np.float64(a[j]) * np.float64(b[j])
-    return total
+def add_square(sum_: Any, value: Any) -> Any:
+    """Return `sum_` plus the square of `value`: for lengths that are compared, in the type of the inputs."""
+    return sum_ + value * value
 
 
 @compiled({"reassoc", "contract"})

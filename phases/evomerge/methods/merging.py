@@ -8,13 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
-from phases.evomerge.methods.arrays import working_type
+from phases.evomerge.methods.arrays import promoted_type, working_type
 from phases.evomerge.methods.masks import MaskKey
-from phases.evomerge.methods.rails import check_distance, check_finite, check_inputs
+from phases.evomerge.methods.rails import check_inputs, check_result
 from phases.evomerge.methods.registry import METHODS, MergeMethod, Parameter
 
 Value: TypeAlias = float | int | bool | Sequence[float]
@@ -54,29 +53,27 @@ def _merge(
     parameters: Mapping[str, Value],
 ) -> Tensor:
     _check_count(method, len(tensors), base)
-    bases = [] if base is None else [base]
-    inputs = [*tensors, *bases]
+    inputs = [*tensors] if base is None else [*tensors, base]
     check_inputs(inputs)
     settings = _bind(method, parameters, len(tensors))
     kind = working_type(inputs)
-    given = [tensor.to(kind) for tensor in tensors]
-    origin = None if base is None else base.to(kind)
+    given = [tensor.detach().to(kind) for tensor in tensors]
+    origin = None if base is None else base.detach().to(kind)
     context: list[Any] = [] if method.base == "unused" else [origin]
-    with torch.no_grad():
-        merged = method.function(given, *context, *([key] if method.random else []), **settings)
-        if guard is None or method.name == "passthrough" or _is_mean(method, settings):
-            check_finite(merged, inputs)
-        else:
-            check_distance(merged, given, origin, guard)
-    result = inputs[0].dtype
-    for tensor in inputs[1:]:
-        result = torch.promote_types(result, tensor.dtype)
-    return merged.to(result)
+    if method.random:
+        context.append(key)
+    if method.guarded:
+        merged = method.function(given, *context, **settings, guard=guard)
+    else:
+        merged = method.function(given, *context, **settings)
+        check_result(merged, given, origin, None if _is_tame(method, settings) else guard)
+    return merged.to(promoted_type(inputs))
 
 
-def _is_mean(method: MergeMethod, settings: Mapping[str, Any]) -> bool:
-    """Return whether the result is a mean of the inputs, which cannot be further out than they are."""
-    return method.name == "linear" and settings["normalize"] and min(settings["weight"]) >= 0
+def _is_tame(method: MergeMethod, settings: Mapping[str, Any]) -> bool:
+    """Return whether the result is a mean of the inputs, which cannot lie further out than they do, or a copy."""
+    mean = method.name == "linear" and settings["normalize"] and min(settings["weight"]) >= 0
+    return mean or method.name == "passthrough"
 
 
 def _check_count(method: MergeMethod, count: int, base: Tensor | None) -> None:

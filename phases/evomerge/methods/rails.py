@@ -1,7 +1,8 @@
 """What is checked around every merge, so that none is silent garbage.
 
 Inputs must have one shape and be floating-point numbers on the CPU. The result must be finite, and no further from the
-base than `guard` times the input that is furthest from it (from the mean of the inputs where there is no base).
+base than `guard` times the input that is furthest from it (from the mean of the inputs where there is no base). Methods
+that can, measure distances on the way, which spares a pass over the memory.
 """
 
 import math
@@ -12,18 +13,18 @@ from torch import Tensor
 
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods.arrays import Flat, flat, flats, scalars
-from phases.evomerge.methods.kernels import distances, dot, total, weighted_sum
+from phases.evomerge.methods.kernels import distances, total, weighted_sum
 
 _ROUNDING = 1e-5  # of the length of the weights: a difference that is no more than rounding is let pass
 
 
 def check_inputs(tensors: Sequence[Tensor]) -> None:
     """Raise `MergeError` for inputs that cannot be merged element by element."""
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if len(set(shapes)) > 1:
+    first = tensors[0].shape
+    if any(tensor.shape != first for tensor in tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise MergeError(
-            f"shapes {', '.join(map(str, shapes))} differ; merge models of one shape, and of one tokenizer where it is "
-            "the embedding or the head"
+            f"shapes {shapes} differ; merge models of one shape, and with one tokenizer for the embedding or the head"
         )
     for tensor in tensors:
         if not tensor.is_floating_point():
@@ -32,34 +33,39 @@ def check_inputs(tensors: Sequence[Tensor]) -> None:
             raise MergeError(f"an input is on {tensor.device}; move it to the CPU")
 
 
-def check_finite(merged: Tensor, inputs: Sequence[Tensor]) -> None:
-    """Raise `MergeError` where an element of the result is not finite, naming the inputs in which some are not."""
-    if math.isfinite(total(flat(merged))):
+def check_finite(value: float, inputs: Sequence[Flat]) -> None:
+    """Raise `MergeError` where a sum over the result is not finite, naming the inputs that are not."""
+    if math.isfinite(value):
         return
-    counts = [int((~tensor.isfinite()).sum()) for tensor in inputs]
+    counts = [int(np.count_nonzero(~np.isfinite(array))) for array in inputs]
     if any(counts):
-        raise MergeError(
-            f"{counts} elements of the inputs are not finite (NaN or infinite); repair or leave out the model"
-        )
+        raise MergeError(f"{counts} elements of the inputs are not finite (NaN or infinite); leave out that model")
     raise MergeError("the result is not finite; choose smaller weights or a smaller lambda")
 
 
-def check_distance(merged: Tensor, inputs: Sequence[Tensor], base: Tensor | None, guard: float) -> None:
-    """Raise `MergeError` where the result is not finite or lies further out than the inputs by more than `guard`."""
-    result, arrays = flat(merged), flats(inputs)
-    origin = flat(base) if base is not None else _mean(arrays)
-    away, furthest = distances(result, arrays[0], origin)
-    if not math.isfinite(away):
-        check_finite(merged, [*inputs, *([] if base is None else [base])])
+def check_result(merged: Tensor, tensors: Sequence[Tensor], base: Tensor | None, guard: float | None) -> None:
+    """Raise `MergeError` where the result is not finite or too far out; no guard: only where it is not finite."""
+    result, arrays = flat(merged), flats(tensors)
+    if guard is None:
+        return check_finite(total(result), arrays if base is None else [*arrays, flat(base)])
+    origin = _mean(arrays) if base is None else flat(base)
+    return check_distance(*distances(result, arrays[0], origin), arrays, origin, guard)
+
+
+def check_distance(away: float, first: float, arrays: Sequence[Flat], origin: Flat, guard: float | None) -> None:
+    """As `check_result`, from the squared distances of the result and of the first input from the origin."""
+    check_finite(away + first, [*arrays, origin])
+    if guard is None:
+        return
+    furthest = first
     for array in arrays[1:]:
         if away <= guard**2 * furthest:
-            break
+            return
         furthest = max(furthest, distances(array, array, origin)[0])
-    if away > guard**2 * furthest and away > _ROUNDING**2 * dot(origin, origin):
-        centre = "the mean of the inputs" if base is None else "the base"
+    if away > guard**2 * furthest and away > _ROUNDING**2 * distances(origin, origin, np.zeros_like(origin))[0]:
         raise MergeError(
-            f"the result is {math.sqrt(away):.4g} away from {centre}, more than {guard:g} times the furthest input "
-            f"({math.sqrt(furthest):.4g}); choose weights that do not cancel, a larger density, or a larger guard"
+            f"the result is {math.sqrt(away):.4g} away from the base (or mean), more than {guard:g} times the furthest "
+            f"input ({math.sqrt(furthest):.4g}); choose weights that do not cancel, a larger density, or a larger guard"
         )
 
 

@@ -39,7 +39,8 @@ class MergeMethod:
     """A way to merge the tensors of one name; `least` and `most` count the inputs without the base.
 
     `elementwise`: each element of the result depends on the same element of the inputs only, so that a large tensor may
-    be merged in pieces. `ignored` are parameters that mergekit takes and that change no number.
+    be merged in pieces. `guarded`: its function takes the guard and checks its result. `ignored` are parameters that
+    mergekit takes and that change no number.
     """
 
     name: str
@@ -50,6 +51,7 @@ class MergeMethod:
     most: int | None = None
     random: bool = False
     elementwise: bool = False
+    guarded: bool = False
     ignored: tuple[str, ...] = ()
 
 
@@ -80,7 +82,7 @@ def _sparse(
     random: bool = False,
 ) -> MergeMethod:
     shared = (_weight(), _DENSITY, *extra, _normalize(normalize), _rescale(rescale), _LAMBDA)
-    return MergeMethod(name, function, shared, base="required", random=random, ignored=_MASK)
+    return MergeMethod(name, function, shared, base="required", random=random, guarded=True, ignored=_MASK)
 
 
 _GAMMA = Parameter("gamma", "float", 0.01, "share of largest elements dropped", per_model=True, low=0.0, high=1.0)
@@ -131,6 +133,7 @@ _ALL = (
         (_weight("factor on the model's delta"), _normalize(False), _LAMBDA),
         base="required",
         elementwise=True,
+        guarded=True,
         ignored=(*_MASK, "density", "rescale"),
     ),
     _sparse("ties", ties, normalize=True, rescale=False),
@@ -160,7 +163,7 @@ _ALL = (
         ),
         base="required",
     ),
-    MergeMethod("sce", sce, (_SELECT,), base="required", ignored=_MASK),
+    MergeMethod("sce", sce, (_SELECT,), base="required", guarded=True, ignored=_MASK),
     MergeMethod("passthrough", passthrough, (_SCALE,), base="unused", most=1, elementwise=True),
 )
 

@@ -12,28 +12,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phases.evomerge.methods.arrays import Flat, flat, flats, scalars, shaped
-from phases.evomerge.methods.kernels import compiled
+from phases.evomerge.methods.kernels import add_square, compiled
+from phases.evomerge.methods.rails import check_distance
 from phases.evomerge.methods.select import Cut, segments, top
 
 _LEAST = 1e-6  # mean squares that sum to less give equal coefficients; also the least divisor
 
 
-def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float = 1.0) -> Tensor:
+def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float = 1.0, guard: float | None = None) -> Tensor:
     """Return the base plus the weighted mean of the deltas in the `select_topk` elements of largest variance.
 
-    The share is of the elements whose variance over the inputs is not 0.
+    The share is of the elements whose variance over the inputs is not 0. `guard` is the rail of that name.
     """
     origin, arrays = flat(base), flats(tensors)
     variances, cut = _select(arrays, origin, select_topk)
-    squares, out = np.zeros(len(arrays)), np.empty_like(origin)
+    sizes, out = np.zeros(len(arrays)), np.empty_like(origin)
     for start, stop, (low,) in segments([cut], origin):
         for i, array in enumerate(arrays):
-            squares[i] += _square_sum(array[start:stop], origin[start:stop], variances[start:stop], low)
-    coefficients = scalars(_coefficients(squares / max(1, len(origin))).tolist(), origin)
-    (least,) = scalars([_LEAST], origin)
+            sizes[i] += _square_sum(array[start:stop], origin[start:stop], variances[start:stop], low)
+    coefficients = scalars(_coefficients(sizes / max(1, len(origin))).tolist(), origin)
+    (least,), away, first = scalars([_LEAST], origin), 0.0, 0.0
     for start, stop, (low,) in segments([cut], origin):
         parts = tuple(array[start:stop] for array in arrays)
-        _merge(origin[start:stop], parts, variances[start:stop], low, coefficients, least, out[start:stop])
+        squares = _merge(origin[start:stop], parts, variances[start:stop], low, coefficients, least, out[start:stop])
+        away, first = away + squares[0], first + squares[1]
+    check_distance(away, first, arrays, origin, guard)
     return shaped(out, base)
 
 
@@ -87,8 +90,9 @@ def _merge(
     coefficients: tuple[Any, ...],
     least: Any,
     out: Flat,
-) -> None:
+) -> tuple[float, float]:
     zero, one = out.dtype.type(0), out.dtype.type(1)
+    away, first = zero, zero
     for j in range(len(out)):
         origin, dropped, sum_ = base[j], variances[j] < low, zero
         for i in range(len(tensors)):
@@ -99,4 +103,7 @@ def _merge(
             opposed = d * sign <= zero
             sum_ += zero if opposed else d * coefficients[i]
             divisor += zero if opposed else coefficients[i]
-        out[j] = origin + (zero if dropped else sum_ / (divisor if divisor > least else least))
+        sum_ = zero if dropped else sum_ / (divisor if divisor > least else least)
+        out[j] = origin + sum_
+        away, first = add_square(away, sum_), add_square(first, tensors[0][j] - origin)
+    return away, first

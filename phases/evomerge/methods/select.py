@@ -78,7 +78,11 @@ def _candidates(tensors: tuple[Flat, ...], origin: Flat, keeps: Sequence[int]) -
     if elements < _DIRECT:
         yield from ((0, _all(tensor, origin)) for tensor in tensors)
         return
-    brackets = [_bracket(tensor, origin, keep) for tensor, keep in zip(tensors, keeps, strict=True)]
+    step = round(elements ** (1 / 3)) | 1  # a sample of n^(2/3); odd, so that it meets all columns of a matrix
+    start = origin[::step].copy()
+    brackets = [
+        _bracket(_all(tensor[::step], start), 1 - keep / elements) for tensor, keep in zip(tensors, keeps, strict=True)
+    ]
     lows, highs = (tuple(ends) for ends in zip(*brackets, strict=True))
     found = np.empty((len(tensors), elements // _ROOM), origin.dtype)
     counts = np.zeros((len(tensors), 2), np.int64)
@@ -91,15 +95,12 @@ def _all(tensor: Flat, origin: Flat) -> Flat:
     return np.abs(tensor - origin) if len(origin) else np.abs(tensor)
 
 
-def _bracket(tensor: Flat, origin: Flat, keep: int) -> tuple[Any, Any]:
-    """Return two values that the k-th largest magnitude lies between, by a sample of n^(2/3) of them."""
-    step = round(len(tensor) ** (1 / 3)) | 1  # odd, so that it meets all columns of a matrix
-    sample = _all(tensor[::step], origin[::step])
-    share = 1 - keep / len(tensor)
+def _bracket(sample: Flat, share: float) -> tuple[Any, Any]:
+    """Return two values that the value with a `share` of all magnitudes below it lies between, judging by a sample."""
     error = _ERRORS * math.sqrt(share * (1 - share) / len(sample)) + 1 / len(sample)
     low, high = int((share - error) * len(sample)), math.ceil((share + error) * len(sample))
-    sample.partition(sorted({max(low, 0), min(high, len(sample) - 1)}))
-    zero, infinity = tensor.dtype.type(0), tensor.dtype.type(math.inf)
+    sample.sort()
+    zero, infinity = sample.dtype.type(0), sample.dtype.type(math.inf)
     return sample[low] if low > 0 else zero, sample[high] if high < len(sample) else infinity
 
 

@@ -4,7 +4,8 @@ Task arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al.
 2023) and DELLA (Deep et al. 2024) are one pass (`consensus`) with four ways to choose what is kept of each delta.
 Thresholds are per tensor, as in mergekit and not over the whole model as in the TIES paper; exactly
 `max(1, int(density * n))` elements are kept, of equal ones the first. A rescaled delta has the l1 norm that it had
-before it was thinned (mergekit), which for random masks is 1/density (DARE) up to chance.
+before it was thinned (mergekit), which for random masks is 1/density (DARE) up to chance. The distance of the result
+from the base is measured on the way; `guard` is the rail of that name.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from phases.evomerge.methods.arrays import flat, flats, shaped
 from phases.evomerge.methods.consensus import Band, Consensus, combine_bands, combine_kept, l1_norms
 from phases.evomerge.methods.linear import divisor_of
 from phases.evomerge.methods.masks import MaskKey, chance, draw, rank_chances
+from phases.evomerge.methods.rails import check_distance
 from phases.evomerge.methods.select import EVERYTHING, top
 
 _TINY = 1e-7  # l1 norms below this are not matched
@@ -31,10 +33,11 @@ def task_arithmetic(
     weight: Sequence[float],
     normalize: bool = False,
     lambda_: float = 1.0,
+    guard: float | None = None,
 ) -> Tensor:
     """Return `base + lambda * sum_i weight_i * delta_i`, divided by the sum of the weights where `normalize`."""
     bands = [Band(EVERYTHING)] * len(tensors)
-    return _combine(tensors, base, bands, Consensus(weight, False, normalize, lambda_))
+    return _combine(tensors, base, bands, Consensus(weight, False, normalize, lambda_), guard)
 
 
 def ties(
@@ -46,10 +49,11 @@ def ties(
     normalize: bool = True,
     rescale: bool = False,
     lambda_: float = 1.0,
+    guard: float | None = None,
 ) -> Tensor:
     """Keep the `density` largest of each delta, elect a sign for each element, and average the deltas that have it."""
     bands = _bands(tensors, base, density, [0.0] * len(tensors), rescale, least=1)
-    return _combine(tensors, base, bands, Consensus(weight, True, normalize, lambda_))
+    return _combine(tensors, base, bands, Consensus(weight, True, normalize, lambda_), guard)
 
 
 def breadcrumbs(
@@ -63,10 +67,11 @@ def breadcrumbs(
     rescale: bool = False,
     lambda_: float = 1.0,
     elect: bool = False,
+    guard: float | None = None,
 ) -> Tensor:
     """Drop the `gamma` largest of each delta, keep the `density` largest of the rest, and add up (`elect`: as TIES)."""
     bands = _bands(tensors, base, density, gamma, rescale)
-    return _combine(tensors, base, bands, Consensus(weight, elect, normalize, lambda_))
+    return _combine(tensors, base, bands, Consensus(weight, elect, normalize, lambda_), guard)
 
 
 def dare(
@@ -80,10 +85,11 @@ def dare(
     rescale: bool = True,
     lambda_: float = 1.0,
     elect: bool = False,
+    guard: float | None = None,
 ) -> Tensor:
     """Keep each element of each delta with chance `density`, and add up (`elect`: as TIES)."""
     chances = [chance(value) for value in density]
-    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_))
+    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_), guard)
 
 
 def della(
@@ -98,6 +104,7 @@ def della(
     rescale: bool = True,
     lambda_: float = 1.0,
     elect: bool = False,
+    guard: float | None = None,
 ) -> Tensor:
     """As `dare`, with chances from `density - epsilon` for a row's smallest element to `density + epsilon`, by rank.
 
@@ -113,12 +120,17 @@ def della(
         rank_chances(tensor - base, share, spread) if 0 < share < 1 else chance(share)
         for tensor, share, spread in zip(tensors, density, epsilon, strict=True)
     ]
-    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_))
+    return _random(tensors, base, key, chances, rescale, Consensus(weight, elect, normalize, lambda_), guard)
 
 
-def _combine(tensors: Sequence[Tensor], base: Tensor, bands: Sequence[Band], how: Consensus) -> Tensor:
+def _combine(
+    tensors: Sequence[Tensor], base: Tensor, bands: Sequence[Band], how: Consensus, guard: float | None
+) -> Tensor:
     _check(how)
-    return shaped(combine_bands(flat(base), flats(tensors), bands, how), base)
+    origin, arrays = flat(base), flats(tensors)
+    merged = combine_bands(origin, arrays, bands, how)
+    check_distance(merged.away, merged.first, arrays, origin, guard)
+    return shaped(merged.tensor, base)
 
 
 def _check(how: Consensus) -> None:
@@ -159,13 +171,16 @@ def _random(
     chances: Sequence[NDArray[np.uint64]],
     rescale: bool,
     how: Consensus,
+    guard: float | None,
 ) -> Tensor:
     """Draw a mask for each delta, then combine what is kept."""
     _check(how)
     origin, arrays = flat(base), flats(tensors)
     kept, norms = draw(key, arrays, origin, chances)
     scales = [_match(*each) if rescale else 1.0 for each in norms]
-    return shaped(combine_kept(origin, arrays, kept, scales, how), base)
+    merged = combine_kept(origin, arrays, kept, scales, how)
+    check_distance(merged.away, merged.first, arrays, origin, guard)
+    return shaped(merged.tensor, base)
 
 
 def _match(whole: float, part: float) -> float:
