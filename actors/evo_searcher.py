@@ -40,7 +40,7 @@ class EvoSearcher(Searcher):
         self.engine = EvoEngine(space, config, seed, initial)
         self._running: dict[str, Candidate] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next genome, None while a generation waits for its last results, or `FINISHED`."""
         if self.engine.finished:
             return str(Searcher.FINISHED)

@@ -38,6 +38,15 @@ class FitnessData(Settings):
     task_instances: int = Field(default=16, ge=1, description="instances of each task")
 
 
+class RaceConfig(Settings):
+    """Giving up early on hopeless candidates: they are compared with the best parent on a part of the data first."""
+
+    share: float = Field(default=0.25, gt=0, lt=1, description="of streams and questions that all are measured on")
+    limit: float = Field(
+        default=1.2, gt=1, description="perplexity over the best parent's from which the rest is saved"
+    )
+
+
 class EvoMergeConfig(Settings):
     """Phase 2. The search's own settings are under `evolution`."""
 
@@ -52,6 +61,7 @@ class EvoMergeConfig(Settings):
         description="what claims are measured on; of the test split, which fitness never sees",
     )
     depth_changes: bool = Field(default=False, description="let franken merges drop and repeat layers")
+    race: RaceConfig | None = Field(default=None, description="None measures everyone on everything")
     guard: float = Field(default=4.0, gt=0, description="most that a merge may move, in largest task vectors")
     islands: int = Field(default=1, ge=1, description="independent searches, one Ray Tune trial each")
     workers: int = Field(default=2, ge=1, description="evaluators per island")

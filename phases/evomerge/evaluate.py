@@ -48,6 +48,14 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Race:
+    """The share of the data that candidates are measured on first, and the perplexity there from which that is all."""
+
+    share: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Merges and measures. Everything that decides a measurement is in here, so `key` names it."""
 
@@ -56,10 +64,12 @@ class Evaluator:
     seed: int
     guard: float
     fingerprint: str  # of the parents' weights and of the data
+    race: Race | None = None
 
     def key(self, expressed: Genome) -> str:
         """Return the name of a candidate's measurement: a hash of its expressed genes and of all else that counts."""
-        content = [VERSION, self.fingerprint, self.seed, self.guard, sorted(expressed.items())]
+        race = None if self.race is None else [self.race.share, self.race.perplexity]
+        content = [VERSION, self.fingerprint, self.seed, self.guard, race, sorted(expressed.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def build(self, genome: Genome) -> tuple[TitanConfig, dict[str, Tensor]]:
@@ -69,7 +79,11 @@ class Evaluator:
     def measure(self, genome: Genome, positions: Positions) -> Measured:
         """Return the measurement. Raises `MergeError` for a refused merge and `NumericalError` for a broken model."""
         config, tensors = self.build(genome)
-        found = sample_model(config, tensors, self.rows).measured()
+        found = None
+        if self.race is not None:
+            few = sample_model(config, tensors, self.rows.part(self.race.share)).measured()
+            found = few if few.perplexity > self.race.perplexity else None
+        found = found or sample_model(config, tensors, self.rows).measured()
         return Measured(**(vars(found) | {"position": positions.of(tensors)}))
 
     def recorded(self, expressed: Genome, positions: Positions, ledger: Ledger) -> Measured:

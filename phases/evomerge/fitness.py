@@ -59,6 +59,12 @@ class FitnessRows:
         """The number of tokens that answers have, with the one that ends each."""
         return sum(len(answer) + 1 for answer in self.questions.answers)
 
+    def part(self, share: float) -> "FitnessRows":
+        """Return the first streams and every so many-th question."""
+        step = max(1, round(1 / share))
+        questions = Questions(self.questions.prompts[::step], self.questions.answers[::step])
+        return FitnessRows(self.text[: max(1, round(share * len(self.text)))], questions)
+
 
 def fitness_rows(corpus: Corpus, data: FitnessData, split: str, seed: int) -> FitnessRows:
     """Return the first tokens of a split, cut into streams, and instances of every task from that split.

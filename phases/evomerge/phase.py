@@ -20,7 +20,7 @@ from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
 from phases.evomerge.candidate import Parents, Positions
 from phases.evomerge.config import EvoMergeConfig
-from phases.evomerge.evaluate import Evaluator
+from phases.evomerge.evaluate import Evaluator, Race, sample_model
 from phases.evomerge.fitness import best_of, fitness_rows
 from phases.evomerge.genome import first_genomes, identity, merge_space
 from phases.evomerge.heldout import HeldOut, held_out
@@ -72,6 +72,10 @@ def _prepare(run: str, config: EvoMergeConfig, seed: int) -> Search:
     positions, ledger = Positions(parents, seed), Ledger(ledger_folder(run))
     measured = {n: evaluator.recorded(identity(parents.names, n), positions, ledger) for n in parents.names}
     best = best_of(measured, config.fitness, rows.answer_tokens)
+    if config.race is not None:
+        few = rows.part(config.race.share)
+        there = sample_model(*evaluator.build(identity(parents.names, best)), few).measured().perplexity
+        evaluator = replace(evaluator, race=Race(config.race.share, config.race.limit * there))
     plan = SearchPlan(
         config=config,
         space=merge_space(config, parents.names, parents.n_layers),

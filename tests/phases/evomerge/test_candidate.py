@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from phases.errors import ConfigError
 from phases.evomerge.candidate import Parents, Positions, build
 from phases.evomerge.config import EvoMergeConfig
-from phases.evomerge.evaluate import Evaluator, sample_model, scratch_model
+from phases.evomerge.evaluate import Evaluator, Race, sample_model, scratch_model
 from phases.evomerge.fitness import FitnessRows
 from phases.evomerge.genome import GROUPS, depth_of, first_genomes, group_of, identity, layer_of, merge_space
 from phases.evomerge.ledger import Ledger, Lost
@@ -138,6 +138,18 @@ def test_positions_estimate_distances_in_units_of_the_parents(parents: Parents) 
     }
     ratios = [np.linalg.norm(found[a] - found[b]) / exact[a, b] for a in found for b in found if a != b]
     assert max(ratios) / min(ratios) < 1.15
+
+
+def test_a_race_spares_the_hopeless_and_changes_nothing_for_the_rest(parents: Parents, rows: FitnessRows) -> None:
+    positions, genome = Positions(parents, 0), identity(parents.names, "memory")
+    config, tensors = build(genome, parents, 0, 4.0)
+    full = sample_model(config, tensors, rows).measured()
+    few = sample_model(config, tensors, rows.part(0.5)).measured()
+    assert few.perplexity != full.perplexity
+    for limit, expected in ((few.perplexity * 1.01, full), (few.perplexity * 0.99, few)):
+        evaluator = Evaluator(parents, rows, 0, 4.0, "x", Race(0.5, limit))
+        assert evaluator.measure(genome, positions).perplexity == expected.perplexity
+        assert evaluator.key(genome) != Evaluator(parents, rows, 0, 4.0, "x").key(genome)
 
 
 def test_the_ledger_measures_once_and_remembers_losses(
