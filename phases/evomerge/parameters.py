@@ -8,8 +8,6 @@ from phases.errors import ConfigError
 from phases.evomerge.methods import METHODS, MergeMethod, Parameter
 from phases.evomerge.recipe import Recipe, Scope, Slice, Source, resolve
 
-_IGNORED = frozenset({"int8_mask"})  # a storage type of mergekit's masks; it does not change a result
-
 
 def known_method(recipe: Recipe) -> MergeMethod:
     """Return the method of a recipe after checking its name and those of all parameters."""
@@ -17,13 +15,12 @@ def known_method(recipe: Recipe) -> MergeMethod:
         close = get_close_matches(recipe.method, METHODS, n=1)
         fix = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(METHODS)}"
         raise recipe.error("merge_method", recipe.method, "unknown method", fix)
-    known = {key_of(parameter): parameter for parameter in method.parameters}
     for part in recipe.slices:
         for source in part.sources:
-            _check_scope(recipe, source.scope, known, of_one_model=True)
-        _check_scope(recipe, part.scope, known, of_one_model=False)
+            _check_scope(recipe, source.scope, method, of_one_model=True)
+        _check_scope(recipe, part.scope, method, of_one_model=False)
     for scope in recipe.shared:
-        _check_scope(recipe, scope, known, of_one_model=False)
+        _check_scope(recipe, scope, method, of_one_model=False)
     return method
 
 
@@ -80,10 +77,11 @@ def _value(
     return value
 
 
-def _check_scope(recipe: Recipe, scope: Scope, known: dict[str, Parameter], *, of_one_model: bool) -> None:
+def _check_scope(recipe: Recipe, scope: Scope, method: MergeMethod, *, of_one_model: bool) -> None:
+    known = {key_of(parameter): parameter for parameter in method.parameters}
     for key in scope.settings:
         where = f"{scope.where}.{key}"
-        if key in _IGNORED:
+        if key in method.ignored:
             continue
         if key not in known:
             close = get_close_matches(key, known, n=1)

@@ -7,15 +7,16 @@ done in pieces. Other methods look at a tensor as a whole and get it whole. The 
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods import METHODS, MaskKey, merge
-from phases.evomerge.methods.arrays import flat, flats, shaped, working_type
+from phases.evomerge.methods.arrays import flat, flats, working_type
 from phases.evomerge.methods.consensus import Consensus, combine_kept
 from phases.evomerge.methods.linear import divisor_of
 from phases.evomerge.methods.masks import chance, draw
-from phases.evomerge.methods.rails import check_distance, check_finite
+from phases.evomerge.methods.rails import check_distance
 from phases.evomerge.plan import Step
 
 PIECE = 1 << 20  # elements
@@ -70,13 +71,10 @@ def _dare_pieces(
     scales = [whole / part if given["rescale"] and min(whole, part) >= _TINY else 1.0 for whole, part in norms]
     del arrays
     for part in _parts(step.elements):
-        origin, inputs = _working(step, base[part]), [_working(step, tensor[part]) for tensor in tensors]
-        merged = shaped(combine_kept(flat(origin), flats(inputs), kept[part], scales, how), origin)
-        if guard is None:
-            check_finite(merged, [*inputs, origin])
-        else:
-            check_distance(merged, inputs, origin, guard)
-        yield merged.to(step.compute).to(step.dtype)
+        origin, inputs = flat(_working(step, base[part])), flats([_working(step, tensor[part]) for tensor in tensors])
+        merged = combine_kept(origin, inputs, kept[part], scales, how)
+        check_distance(merged.away, merged.first, inputs, origin, guard)
+        yield torch.from_numpy(merged.tensor).to(step.compute).to(step.dtype)
 
 
 def _working(step: Step, tensor: Tensor) -> Tensor:
