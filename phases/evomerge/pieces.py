@@ -2,17 +2,20 @@
 
 Where an element of the result depends on that element of the inputs alone, a piece is merged like a tensor. For random
 masks (DARE), whose scales depend on all elements, the masks are drawn first, a byte for each element, and the rest is
-done in pieces. Other methods look at a tensor as a whole and get it whole. The blow-up guard looks at each piece.
+done in pieces. Other methods look at a tensor as a whole and get it whole. The blow-up guard looks at each piece. Half
+precision is widened on disk and not in memory.
 """
 
+import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods import METHODS, MaskKey, merge
-from phases.evomerge.methods.arrays import flat, flats, working_type
+from phases.evomerge.methods.arrays import Flat, flats
 from phases.evomerge.methods.consensus import Consensus, combine_kept
 from phases.evomerge.methods.linear import divisor_of
 from phases.evomerge.methods.masks import chance, draw
@@ -25,62 +28,63 @@ _TINY = 1e-7  # l1 norms below this are not matched, as in `methods.task_vectors
 
 
 def merge_pieces(
-    step: Step, tensors: Sequence[Tensor], base: Tensor | None, key: MaskKey, guard: float | None
+    step: Step, inputs: Sequence[Tensor], key: MaskKey, guard: float | None, folder: Path
 ) -> Iterator[Tensor]:
-    """Yield the merged tensor as flat pieces in order, of type `step.dtype`. Raises `MergeError` as `merge` does."""
+    """Yield the merged tensor as flat pieces in order, of type `step.dtype`. Raises `MergeError` as `merge` does.
+
+    The last of the inputs is the base if the step has one. `folder` is on the disk that holds what is widened.
+    """
     if step.elements <= PIECE:
-        yield _merge(step, tensors, base, key, guard)
+        merged = _merge(step, [tensor.to(step.compute) for tensor in inputs], key, guard)
+        yield merged.view(-1).to(step.dtype)
     elif METHODS[step.method].elementwise:
         for part in _parts(step.elements):
-            pieces = [tensor.view(-1)[part] for tensor in tensors]
-            yield _merge(step, pieces, None if base is None else base.view(-1)[part], key, guard)
-    elif step.method in _DARE and base is not None:
-        yield from _dare(step, tensors, base, key, guard)
+            yield _merge(step, [tensor.view(-1)[part].to(step.compute) for tensor in inputs], key, guard).to(step.dtype)
+    elif step.method in _DARE:
+        yield from _dare(step, flats([_working(step, tensor, folder) for tensor in inputs]), key, guard)
     else:
-        yield _merge(step, tensors, base, key, guard)
+        merged = _merge(step, [_working(step, tensor, folder) for tensor in inputs], key, guard).view(-1)
+        yield from (merged[part].to(step.compute).to(step.dtype) for part in _parts(step.elements))
 
 
-def _merge(step: Step, tensors: Sequence[Tensor], base: Tensor | None, key: MaskKey, guard: float | None) -> Tensor:
-    merged = merge(
-        step.method,
-        [tensor.to(step.compute) for tensor in tensors],
-        base=None if base is None else base.to(step.compute),
-        key=key,
-        guard=guard,
-        **step.parameters,
-    )
-    return merged.view(-1).to(step.dtype)
+def _merge(step: Step, inputs: Sequence[Tensor], key: MaskKey, guard: float | None) -> Tensor:
+    """Merge inputs, of which the last is the base if the step has one."""
+    tensors, base = (inputs, None) if step.base is None else (inputs[:-1], inputs[-1])
+    return merge(step.method, tensors, base=base, key=key, guard=guard, **step.parameters)
 
 
-def _dare(step: Step, tensors: Sequence[Tensor], base: Tensor, key: MaskKey, guard: float | None) -> Iterator[Tensor]:
+def _dare(step: Step, arrays: tuple[Flat, ...], key: MaskKey, guard: float | None) -> Iterator[Tensor]:
+    """Yield the pieces of a DARE merge of the flat `arrays`, of which the last is the base."""
+    given, base, tensors = step.parameters, arrays[-1], arrays[:-1]
+    how = Consensus(given["weight"], _DARE[step.method], given["normalize"], given["lambda_"])
     try:
-        yield from _dare_pieces(step, [tensor.view(-1) for tensor in tensors], base.view(-1), key, guard)
+        if how.normalize and not how.elect:
+            divisor_of(how.weights)
+        kept, norms = draw(key, tensors, base, [chance(share) for share in given["density"]])
+        scales = [whole / part if given["rescale"] and min(whole, part) >= _TINY else 1.0 for whole, part in norms]
+        for part in _parts(step.elements):
+            inputs = tuple(tensor[part] for tensor in tensors)
+            merged = combine_kept(base[part], inputs, kept[part], scales, how)
+            check_distance(merged.away, merged.first, inputs, base[part], guard)
+            yield torch.from_numpy(merged.tensor).to(step.compute).to(step.dtype)
     except MergeError as error:
         raise error.inside(step.name, step.method) from None
 
 
-def _dare_pieces(
-    step: Step, tensors: Sequence[Tensor], base: Tensor, key: MaskKey, guard: float | None
-) -> Iterator[Tensor]:
-    given = step.parameters
-    how = Consensus(given["weight"], _DARE[step.method], given["normalize"], given["lambda_"])
-    if how.normalize and not how.elect:
-        divisor_of(how.weights)
-    arrays = flats([_working(step, tensor) for tensor in tensors])
-    kept, norms = draw(key, arrays, flat(_working(step, base)), [chance(share) for share in given["density"]])
-    scales = [whole / part if given["rescale"] and min(whole, part) >= _TINY else 1.0 for whole, part in norms]
-    del arrays
+def _working(step: Step, tensor: Tensor, folder: Path) -> Tensor:
+    """Return a tensor, rounded to the type that the recipe asks for, in the type that kernels compute in.
+
+    Where that is another type than its own, it is mapped from a file without a name, whose pages can leave memory.
+    """
+    kind = torch.float64 if step.compute == torch.float64 else torch.float32
+    if tensor.dtype == step.compute == kind:
+        return tensor
+    file = folder / f".working-{uuid.uuid4().hex}"
+    working = torch.from_file(str(file), shared=True, size=step.elements, dtype=kind)
+    file.unlink()
     for part in _parts(step.elements):
-        origin, inputs = flat(_working(step, base[part])), flats([_working(step, tensor[part]) for tensor in tensors])
-        merged = combine_kept(origin, inputs, kept[part], scales, how)
-        check_distance(merged.away, merged.first, inputs, origin, guard)
-        yield torch.from_numpy(merged.tensor).to(step.compute).to(step.dtype)
-
-
-def _working(step: Step, tensor: Tensor) -> Tensor:
-    """Return a tensor rounded to the type that the recipe asks for, in the type that kernels compute in."""
-    asked = tensor.to(step.compute)
-    return asked.to(working_type([asked]))
+        working[part] = tensor.view(-1)[part].to(step.compute)
+    return working.view(step.shape)
 
 
 def _parts(elements: int) -> Iterator[slice]:

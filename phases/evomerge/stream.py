@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +51,7 @@ def execute_plan(
         raise ConfigError.of("OUT_DIR", str(out_dir), "not a local folder", "merge to this machine and copy the result")
     with _staging(Path(out_dir)) as folder:
         parents = {role: _parent_digest(checkpoint) for role, checkpoint in _roles(plan).items()}
-        merger = _Merger(plan, seed, guard, on_step)
+        merger = _Merger(plan, seed, guard, folder, on_step)
         hashes = _write_weights(plan, merger, folder, shard_bytes)
         weights = combined_digest(hashes)
         if SINGLE not in hashes:
@@ -179,24 +180,24 @@ class _HashingWriter:
         self.digest.update(data)
 
 
+@dataclass(frozen=True)
 class _Merger:
     """Makes the tensors of a plan."""
 
-    def __init__(self, plan: MergePlan, seed: int, guard: float | None, on_step: Callable[[Step], None]) -> None:
-        self.plan = plan
-        self.seed = seed
-        self.guard = guard
-        self.on_step = on_step
+    plan: MergePlan
+    seed: int
+    guard: float | None
+    folder: Path
+    on_step: Callable[[Step], None]
 
     def write(self, step: Step, writer: _HashingWriter) -> None:
         """Merge one tensor and append it."""
-        tensors = [self._read(ref) for ref in step.inputs]
-        base = None if step.base is None else self._read(step.base)
+        inputs = [self._read(ref) for ref in (*step.inputs, step.base) if ref is not None]
         if step.method == COPY:
-            self._check_equal(step, tensors)
-            _append(tensors[0], writer)
+            self._check_equal(step, inputs)
+            _append(inputs[0], writer)
         else:
-            for piece in merge_pieces(step, tensors, base, MaskKey(self.seed, step.name), self.guard):
+            for piece in merge_pieces(step, inputs, MaskKey(self.seed, step.name), self.guard, self.folder):
                 _append(piece, writer)
         self.on_step(step)
 

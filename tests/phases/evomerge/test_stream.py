@@ -216,15 +216,18 @@ def test_tied_embeddings_equal_mergekit(make: MakeModel, tmp_path: Path, tied: t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_ties", "dare_linear"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_ties", "dare_linear", "ties", "slerp"])
 def test_pieces_of_a_large_tensor_equal_the_whole(
     make: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
 ) -> None:
-    inputs = models(make("a"), make("b", dtype=torch.bfloat16), weight=[0.7, 0.4])
-    more = {} if method == "linear" else {"base_model": make("base"), "parameters": {"lambda": 0.9}}
-    if method.startswith("dare"):
-        more["parameters"] |= {"density": [0.3, 0.8], "normalize": True}
-    recipe = {"merge_method": method, "models": inputs, "dtype": dtype} | more
+    recipe: dict[str, Any] = {"merge_method": method, "base_model": make("base"), "dtype": dtype}
+    if method == "slerp":
+        recipe |= {"models": [{"model": make("b", dtype=torch.bfloat16)}], "parameters": {"t": 0.3}}
+    else:
+        inputs = models(make("a"), make("b", dtype=torch.bfloat16), recipe["base_model"], weight=[0.7, 0.4, 1])
+        recipe |= {"models": inputs, "parameters": {} if method == "linear" else {"lambda": 0.9}}
+    if method in ("ties", "dare_ties", "dare_linear"):
+        recipe["parameters"] |= {"density": [0.3, 0.8], "normalize": True}
     whole = merged(recipe, tmp_path / "whole", seed=5)
     monkeypatch.setattr("phases.evomerge.pieces.PIECE", 100)
     assert_same(merged(recipe, tmp_path / "pieces", seed=5), whole)
