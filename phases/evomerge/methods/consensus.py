@@ -43,7 +43,11 @@ class Consensus:
 
 @dataclass(frozen=True)
 class Combined:
-    """A merged tensor, and the squared distances from the base of it and of the first input."""
+    """A merged tensor, and the squared distances from the base of it and of the first input.
+
+    Thinning at random and rescaling by a factor lengthens a delta by its root; the largest such factor is taken out of
+    `away`, which is for judging whether deltas blow each other up.
+    """
 
     tensor: Flat
     away: float
@@ -70,7 +74,7 @@ def combine_kept(
     out = np.empty_like(base)
     weights, last = how.numbers(base)
     squares = _combine_kept(base, tensors, kept, scalars(scales, base), weights, how.elect, how.normalize, last, out)
-    return Combined(out, squares[0], squares[1])
+    return Combined(out, squares[0] / max(1.0, *scales), squares[1])
 
 
 def l1_norms(values: Flat, origin: Flat, band: Band) -> tuple[float, float]:
@@ -83,10 +87,18 @@ def l1_norms(values: Flat, origin: Flat, band: Band) -> tuple[float, float]:
 
 
 def _band_segments(bands: Sequence[Band], like: Flat) -> Iterator[tuple[int, int, tuple[Any, ...], tuple[Any, ...]]]:
-    """Yield (start, stop, lows, highs): there, what is kept are the magnitudes from low up to and without high."""
+    """Yield (start, stop, lows, highs): there, what is kept are the magnitudes from low up to and without high.
+
+    A high that drops nothing is a NaN, so that an infinite delta is not taken for an outlier.
+    """
     cuts = [cut for band in bands for cut in (band.lower, band.upper)]
     for start, stop, values in segments(cuts, like):
-        yield start, stop, values[::2], values[1::2]
+        yield (
+            start,
+            stop,
+            values[::2],
+            tuple(value if np.isfinite(value) else like.dtype.type(np.nan) for value in values[1::2]),
+        )
 
 
 @compiled({"reassoc"})

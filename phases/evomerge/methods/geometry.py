@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phases.evomerge.methods.arrays import Flat
 from phases.evomerge.methods.kernels import compiled
+from phases.evomerge.methods.rails import check_finite
 
 
 class Rows:
@@ -28,13 +29,17 @@ class Rows:
         self._origin = self._arrays[0][:0] if base is None else self._table(base)
 
     def products(self) -> NDArray[np.float64]:
-        """Return the inner products of the inputs in each row (rows, inputs, inputs)."""
+        """Return the inner products of the inputs in each row (rows, inputs, inputs).
+
+        Raises `MergeError` where an input is not finite.
+        """
         count = len(self._arrays)
         out = np.empty((len(self._arrays[0]), count, count))
         for i in range(count):
             for j in range(i + 1):
                 _products(self._arrays[i], self._arrays[j], self._origin, out[:, i, j])
                 out[:, j, i] = out[:, i, j]
+        check_finite(float(out.sum()), [*self._arrays, self._origin])
         return out
 
     def sum(self, coefficients: NDArray[np.float64]) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
@@ -56,6 +57,8 @@ def _merge(
     inputs = [*tensors] if base is None else [*tensors, base]
     check_inputs(inputs)
     settings = _bind(method, parameters, len(tensors))
+    if not tensors[0].numel():
+        return tensors[0].clone()
     kind = working_type(inputs)
     given = [tensor.detach().to(kind) for tensor in tensors]
     origin = None if base is None else base.detach().to(kind)
@@ -67,7 +70,10 @@ def _merge(
     else:
         merged = method.function(given, *context, **settings)
         check_result(merged, given, origin, None if _is_tame(method, settings) else guard)
-    return merged.to(promoted_type(inputs))
+    result = merged.to(promoted_type(inputs))
+    if result.dtype == torch.float16 and not bool(result.isfinite().all()):
+        raise MergeError(f"the result reaches {merged.abs().max():.4g}, more than float16 holds; merge as bfloat16")
+    return result
 
 
 def _is_tame(method: MergeMethod, settings: Mapping[str, Any]) -> bool:
@@ -100,7 +106,7 @@ def _value(parameter: Parameter, given: Value | None, models: int) -> Any:
         raise MergeError(f"parameter {parameter.name!r} ({parameter.meaning}) is missing; give it")
     if not parameter.per_model:
         return _checked(parameter, value)
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         value = [value] * models
     if len(value) != models:
         raise MergeError(f"{parameter.name} = {list(value)}: {len(value)} values for {models} inputs; give each one")

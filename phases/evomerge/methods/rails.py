@@ -44,9 +44,12 @@ def check_finite(value: float, inputs: Sequence[Flat]) -> None:
 
 
 def check_result(merged: Tensor, tensors: Sequence[Tensor], base: Tensor | None, guard: float | None) -> None:
-    """Raise `MergeError` where the result is not finite or too far out; no guard: only where it is not finite."""
+    """Raise `MergeError` where the result is not finite or too far out.
+
+    Without a guard, or for one input alone, which is its own mean: only where it is not finite.
+    """
     result, arrays = flat(merged), flats(tensors)
-    if guard is None:
+    if guard is None or (base is None and len(arrays) == 1):
         return check_finite(total(result), arrays if base is None else [*arrays, flat(base)])
     origin = _mean(arrays) if base is None else flat(base)
     return check_distance(*distances(result, arrays[0], origin), arrays, origin, guard)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from phases.evomerge.methods.arrays import Flat, flat, flats, scalars, shaped
 from phases.evomerge.methods.kernels import add_square, compiled
-from phases.evomerge.methods.rails import check_distance
+from phases.evomerge.methods.rails import check_distance, check_finite
 from phases.evomerge.methods.select import Cut, segments, top
 
 _LEAST = 1e-6  # mean squares that sum to less give equal coefficients; also the least divisor
@@ -30,6 +30,7 @@ def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float = 1.0, gu
     for start, stop, (low,) in segments([cut], origin):
         for i, array in enumerate(arrays):
             sizes[i] += _square_sum(array[start:stop], origin[start:stop], variances[start:stop], low)
+    check_finite(float(sizes.sum()), [*arrays, origin])
     coefficients = scalars(_coefficients(sizes / max(1, len(origin))).tolist(), origin)
     (least,), away, first = scalars([_LEAST], origin), 0.0, 0.0
     for start, stop, (low,) in segments([cut], origin):

@@ -17,12 +17,16 @@ from phases.evomerge.methods.arrays import Flat
 from phases.evomerge.methods.kernels import BLOCK, compiled
 
 _DIRECT = 32_768  # tensors of fewer elements are partitioned whole
+_GROUP = 8  # elements that are looked at together: most groups have none within a bracket
 _ROOM = 8  # the part of a tensor that may be collected: more than a bracket holds, unless many values are equal
 _ERRORS = 2.5  # half the width of the bracket, in standard errors of a sample's quantile
 
 
 class Cut(NamedTuple):
-    """The k largest values: those above `value`, and those equal to it at indices below `position`."""
+    """The k largest values: those above `value`, and those equal to it at indices below `position`.
+
+    An infinite value takes all that are infinite, so that they reach the result and are found.
+    """
 
     value: float
     position: int
@@ -88,7 +92,8 @@ def _candidates(tensors: tuple[Flat, ...], origin: Flat, keeps: Sequence[int]) -
     counts = np.zeros((len(tensors), 2), np.int64)
     _collect(tensors, origin, lows, highs, found, counts)
     for tensor, keep, row, (above, count) in zip(tensors, keeps, found, counts.tolist(), strict=True):
-        yield (above, row[:count]) if above < keep <= above + count else (0, _all(tensor, origin))
+        complete = count <= len(row) - _GROUP  # else there may have been more than there was room for
+        yield (above, row[:count]) if complete and above < keep <= above + count else (0, _all(tensor, origin))
 
 
 def _all(tensor: Flat, origin: Flat) -> Flat:
@@ -105,25 +110,32 @@ def _bracket(sample: Flat, share: float) -> tuple[Any, Any]:
 
 
 @compiled()
-def _magnitudes(tensor: Flat, origin: Flat, start: int, out: Flat) -> None:
-    """Write the magnitudes from index `start` on to `out`."""
-    block = tensor[start : start + len(out)]
+def _magnitudes(block: Flat, origin: Flat, out: Flat) -> None:
+    """Write the magnitudes of a block to `out`; an empty origin is zero."""
     if len(origin) == 0:
         for j in range(len(out)):
             out[j] = abs(block[j])
     else:
-        zero = origin[start : start + len(out)]
         for j in range(len(out)):
-            out[j] = abs(block[j] - zero[j])
+            out[j] = abs(block[j] - origin[j])
 
 
 @compiled()
-def _classify(block: Flat, low: Any, high: Any, inside: NDArray[np.uint8]) -> Any:
-    """Mark the magnitudes from `low` to `high` in `inside`; return how many lie above."""
+def _classify(block: Flat, origin: Flat, low: Any, high: Any, out: Flat, inside: NDArray[np.uint8]) -> Any:
+    """As `_magnitudes`; also mark those from `low` to `high` in `inside`, and return how many lie above."""
     above = np.int32(0)
-    for j in range(len(block)):
-        above = np.int32(above + np.int32(block[j] > high))
-        inside[j] = np.uint8((block[j] >= low) & (block[j] <= high))
+    if len(origin) == 0:
+        for j in range(len(out)):
+            size = abs(block[j])
+            out[j] = size
+            inside[j] = np.uint8((size >= low) & (size <= high))
+            above = np.int32(above + np.int32(size > high))
+    else:
+        for j in range(len(out)):
+            size = abs(block[j] - origin[j])
+            out[j] = size
+            inside[j] = np.uint8((size >= low) & (size <= high))
+            above = np.int32(above + np.int32(size > high))
     return above
 
 
@@ -141,17 +153,17 @@ def _collect(
     Column 0 of `counts` becomes how many lie above the high, column 1 how many were written.
     """
     block, inside = np.empty(BLOCK, found.dtype), np.empty(BLOCK, np.uint8)
-    eights = inside.view(np.uint64)  # most groups of eight have none inside
+    groups = inside.view(np.uint64)
     for start in range(0, len(tensors[0]), BLOCK):
         size = min(BLOCK, len(tensors[0]) - start)
-        block[size:] = -1
+        inside[size:] = 0
         for i in range(len(tensors)):
-            _magnitudes(tensors[i], origin, start, block[:size])
-            counts[i, 0] += _classify(block, lows[i], highs[i], inside)
+            part, zero = tensors[i][start : start + size], origin[start : start + size]
+            counts[i, 0] += _classify(part, zero, lows[i], highs[i], block[:size], inside)
             row, count = found[i], counts[i, 1]
-            for group in range(BLOCK // 8):
-                if eights[group] and count <= len(row) - 8:
-                    for j in range(8 * group, 8 * group + 8):
+            for group in range(BLOCK // _GROUP):
+                if groups[group] and count <= len(row) - _GROUP:
+                    for j in range(_GROUP * group, _GROUP * (group + 1)):
                         row[count] = block[j]
                         count += inside[j]
             counts[i, 1] = count
@@ -164,7 +176,7 @@ def _position(tensor: Flat, origin: Flat, value: Any, quota: int) -> int:
     for start in range(0, len(tensor), BLOCK):
         size = min(BLOCK, len(tensor) - start)
         block[size:] = -1
-        _magnitudes(tensor, origin, start, block[:size])
+        _magnitudes(tensor[start : start + size], origin[start : start + size], block[:size])
         equal = np.int32(0)
         for j in range(BLOCK):
             equal = np.int32(equal + np.int32(block[j] == value))

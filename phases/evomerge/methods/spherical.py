@@ -16,6 +16,7 @@ from phases.evomerge.methods.geometry import Rows
 
 _STRAIGHT = 0.9995  # of the cosine: beyond it slerp takes the arc for a line
 _PARALLEL = 1e-16  # of the squared sine: nuslerp does so below this
+_NOISE = 1e-6  # of the mean of unit vectors: a shorter one points wherever rounding says
 _SHORT = 1e-8  # a tensor of this length or less has no direction
 
 
@@ -73,8 +74,8 @@ def multislerp(
     norms = np.sqrt(np.diagonal(products))
     mean = weights / (norms + eps)
     length = _length(mean, products)
-    if length < eps:
-        return _no_direction(rows, weights)
+    if length < max(eps, _NOISE):
+        return _no_direction(rows, weights, bool((norms > eps).any()))
     return rows.sum((mean / length * (weights @ norms))[None])
 
 
@@ -95,7 +96,7 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
     share = valid / valid.sum()
     length = _length(share, cosines)
     if length < tol:
-        return _no_direction(rows, np.full(len(norms), 1 / len(norms)))
+        return _no_direction(rows, np.full(len(norms), 1 / len(norms)), cancel=True)
     mean = share / length  # of the unit vectors
     for _ in range(max_iter):
         mean, step = _karcher_step(mean, cosines, share, tol)
@@ -136,9 +137,9 @@ def _on_arc(cosine: NDArray[np.float64], straight: NDArray[np.bool_], t: float, 
     return np.where(straight[:, None], ends, arc)
 
 
-def _no_direction(rows: Rows, weights: NDArray[np.float64]) -> Tensor:
-    """Return the weighted sum of scalars; raise `MergeError` for vectors, whose directions cancel."""
-    if rows.width > 1:
+def _no_direction(rows: Rows, weights: NDArray[np.float64], cancel: bool) -> Tensor:
+    """Return the weighted sum of scalars or zeros; raise `MergeError` for vectors whose directions cancel."""
+    if cancel and rows.width > 1:
         raise MergeError(
             "the directions of the inputs cancel: their mean has none; change a weight, or merge by linear"
         )

@@ -20,7 +20,7 @@ from phases.evomerge.methods.arrays import flat, flats, shaped
 from phases.evomerge.methods.consensus import Band, Consensus, combine_bands, combine_kept, l1_norms
 from phases.evomerge.methods.linear import divisor_of
 from phases.evomerge.methods.masks import MaskKey, chance, draw, rank_chances
-from phases.evomerge.methods.rails import check_distance
+from phases.evomerge.methods.rails import check_distance, check_finite
 from phases.evomerge.methods.select import EVERYTHING, top
 
 _TINY = 1e-7  # l1 norms below this are not matched
@@ -177,6 +177,7 @@ def _random(
     _check(how)
     origin, arrays = flat(base), flats(tensors)
     kept, norms = draw(key, arrays, origin, chances)
+    check_finite(sum(whole for whole, _ in norms), [*arrays, origin])
     scales = [_match(*each) if rescale else 1.0 for each in norms]
     merged = combine_kept(origin, arrays, kept, scales, how)
     check_distance(merged.away, merged.first, arrays, origin, guard)
