@@ -4,6 +4,7 @@
 directory with it is whole. Opening verifies the hashes; weights are safetensors and never pickle.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +91,23 @@ def open_ref(uri: str, sha256: str | None = None) -> ModelRef:
     lineage = load_lineage(uri)
     if damage := damaged_files(uri):
         raise ArtifactError("; ".join(damage))
-    found = lineage.files[WEIGHTS]
+    found = combined_digest({name: digest for name, digest in lineage.files.items() if name.endswith(".safetensors")})
     if sha256 is not None and found != sha256:
         raise ArtifactError(f"{uri}: weights are {found[:12]}..., expected {sha256[:12]}...")
     return ModelRef(uri=uri, sha256=found, parameters=lineage.parameters)
 
 
 def load_tensors(uri: str) -> dict[str, torch.Tensor]:
-    """Return the weights by name. Raises `ArtifactError` naming a file that is not valid safetensors."""
-    path = storage.join(uri, WEIGHTS)
-    try:
-        return load(storage.read_bytes(path))
-    except SafetensorError as error:
-        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from error
+    """Return the weights by name, from all files. Raises `ArtifactError` naming one that is not valid safetensors."""
+    tensors = dict[str, torch.Tensor]()
+    for name in load_lineage(uri).files:
+        if name.endswith(".safetensors"):
+            path = storage.join(uri, name)
+            try:
+                tensors |= load(storage.read_bytes(path))
+            except SafetensorError as error:
+                raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from error
+    return tensors
 
 
 def load_model_config(uri: str) -> dict[str, Any]:
@@ -113,6 +118,14 @@ def load_model_config(uri: str) -> dict[str, Any]:
 def load_tokenizer_json(uri: str) -> str:
     """Return the text of `tokenizer.json`."""
     return storage.read_bytes(storage.join(uri, TOKENIZER)).decode()
+
+
+def combined_digest(hashes: dict[str, str]) -> str:
+    """Return one SHA-256 for files by name; that of the file itself where there is one."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def find_model(run_or_model: str) -> str:

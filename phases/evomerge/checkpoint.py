@@ -5,7 +5,6 @@ the headers are read at opening. Each `read` maps that tensor's own bytes and no
 tensor goes, so what is resident does not grow with the size or number of the checkpoints. Nothing is ever unpickled.
 """
 
-import hashlib
 import json
 import math
 import mmap
@@ -20,6 +19,7 @@ from phases import storage
 from phases.errors import ArtifactError
 from phases.evomerge import layers
 from phases.evomerge.layers import Place, Stacks
+from phases.modeldir import combined_digest
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 DTYPES = {
@@ -173,14 +173,6 @@ def read_header(file: Path) -> dict[str, Entry]:
         if end > size:
             raise ArtifactError(f"{file}: torn at {name}: it ends at byte {end:,} of {size:,}")
     return dict(sorted(found.items(), key=lambda item: item[1].start))
-
-
-def combined_digest(hashes: dict[str, str]) -> str:
-    """Return one SHA-256 for files by name; that of the file itself where there is one."""
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _entry(file: Path, value: dict[str, Any], data: int) -> Entry:

@@ -23,12 +23,12 @@ from torch import Tensor
 from phases import storage
 from phases.contract import ModelRef
 from phases.errors import ArtifactError, BusyError, ConfigError
-from phases.evomerge.checkpoint import CONFIG, DTYPES, INDEX, SINGLE, Checkpoint, combined_digest
+from phases.evomerge.checkpoint import CONFIG, DTYPES, INDEX, SINGLE, Checkpoint
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods import MaskKey
 from phases.evomerge.pieces import merge_pieces
 from phases.evomerge.plan import COPY, MergePlan, Step, TensorRef
-from phases.modeldir import LINEAGE, Lineage, is_model, load_lineage
+from phases.modeldir import LINEAGE, Lineage, combined_digest, is_model, load_lineage
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
