@@ -4,7 +4,7 @@ Three models of the shapes of the 25M preset and their base, filled with random 
 on what they have learned. Masks of the random methods differ, everything else gives the same numbers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,51 +23,52 @@ _CASES: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("sce", 20.0, {"select_topk": 0.5}),
     ("linear", 1.0, {"weight": [0.5, 0.3, 0.2]}),
 )
-_FAST = 0.2  # seconds: what takes less is repeated more often
 
 
 def method_figures(quick: bool) -> list[Figure]:
     """Return how many times faster than mergekit each method is. Raises `ForgeError` where mergekit is missing."""
-    try:
-        from mergekit.merge_methods.api import merge_state_dicts
-    except ImportError as error:
-        raise ForgeError("the benchmark of merge methods needs mergekit; pip install 'agent-forge[dev]'") from error
     torch.manual_seed(0)
     base = {name: value.detach() for name, value in TinyTitan(PRESETS["25m"]).state_dict().items()}
     models = [{name: value + 0.01 * torch.randn_like(value) for name, value in base.items()} for _ in range(3)]
     figures = []
     for method, goal, parameters in _CASES:
         progress(f"{method}: three models of 25M")
-        with_base = METHODS[method].base != "unused"
-        given: dict[str, StateDict] = {**({"base": base} if with_base else {}), **dict(zip("xyz", models, strict=True))}
-
-        def theirs(
-            method: str = method,
-            given: Mapping[str, StateDict] = given,
-            parameters: Mapping[str, Any] = parameters,
-            origin: str | None = "base" if with_base else None,
-        ) -> None:
-            merge_state_dicts(given, method, parameters=parameters, base=origin)
-
-        seconds = interleave(
-            {"ours": _ours(method, base, models, parameters), "mergekit": theirs}, _repetitions(method, quick)
-        )
-        figures.append(
-            ratio_figure(f"{method}_speedup", seconds, "ours", "mergekit", goal=goal, what="mergekit, merges per CPU s")
-        )
+        candidates = {
+            "ours": _ours(method, base, models, parameters),
+            "mergekit": _theirs(method, base, models, parameters),
+        }
+        seconds = interleave(candidates, _repetitions(method, quick))
+        what = "mergekit, merges per CPU s"
+        figures.append(ratio_figure(f"{method}_speedup", seconds, "ours", "mergekit", goal=goal, what=what))
     return figures
 
 
-def _ours(method: str, base: StateDict, models: list[StateDict], parameters: Mapping[str, Any]) -> Callable[[], object]:
+def _ours(
+    method: str, base: StateDict, models: Sequence[StateDict], parameters: Mapping[str, Any]
+) -> Callable[[], StateDict]:
     """Return a call that merges every tensor of the models, with all checks."""
 
-    def call() -> dict[str, Tensor]:
+    def call() -> StateDict:
         return {
             name: merge(method, [model[name] for model in models], base=value, key=MaskKey(0, name), **parameters)
             for name, value in base.items()
         }
 
     return call
+
+
+def _theirs(
+    method: str, base: StateDict, models: Sequence[StateDict], parameters: Mapping[str, Any]
+) -> Callable[[], StateDict]:
+    """Return a call that does the same by mergekit."""
+    try:
+        from mergekit.merge_methods.api import merge_state_dicts
+    except ImportError as error:
+        raise ForgeError("the benchmark of merge methods needs mergekit; pip install 'agent-forge[dev]'") from error
+    given = dict(zip("xyz", models, strict=True))
+    if METHODS[method].base == "unused":
+        return lambda: merge_state_dicts(given, method, parameters=parameters)
+    return lambda: merge_state_dicts({"base": base, **given}, method, parameters=parameters, base="base")
 
 
 def _repetitions(method: str, quick: bool) -> int:

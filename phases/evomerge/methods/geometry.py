@@ -24,7 +24,8 @@ class Rows:
     """
 
     def __init__(self, tensors: Sequence[Tensor], base: Tensor | None, dim: int | None) -> None:
-        self._shape, self._dim = tensors[0].shape, dim
+        self._dim = dim if tensors[0].dim() else None
+        self._shape = tensors[0].shape if self._dim is None else tensors[0].movedim(self._dim, -1).shape
         self._arrays = tuple(self._table(tensor) for tensor in tensors)
         self._origin = self._arrays[0][:0] if base is None else self._table(base)
 
@@ -46,10 +47,8 @@ class Rows:
         """Return the tensor that is the sum of the inputs by coefficients (rows, inputs), plus the base."""
         out = np.empty_like(self._arrays[0])
         _sum(self._arrays, self._origin, coefficients.astype(out.dtype), out)
-        if self._dim is None or not self._shape:
-            return torch.from_numpy(out).reshape(self._shape)
-        moved = torch.empty(self._shape).movedim(self._dim, -1).shape
-        return torch.from_numpy(out).reshape(moved).movedim(-1, self._dim).contiguous()
+        merged = torch.from_numpy(out).reshape(self._shape)
+        return merged if self._dim is None else merged.movedim(-1, self._dim).contiguous()
 
     @property
     def width(self) -> int:
@@ -57,12 +56,9 @@ class Rows:
         return int(self._arrays[0].shape[1])
 
     def _table(self, tensor: Tensor) -> Flat:
-        if self._dim is None or not self._shape:
-            table = tensor.detach().reshape(1, -1)
-        else:
-            moved = tensor.detach().movedim(self._dim, -1)
-            table = moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
-        array: Flat = table.contiguous().numpy()
+        table = tensor.detach() if self._dim is None else tensor.detach().movedim(self._dim, -1)
+        rows = 1 if self._dim is None else math.prod(self._shape[:-1])
+        array: Flat = table.reshape(rows, -1).contiguous().numpy()
         array.flags.writeable = False
         return array
 
