@@ -90,7 +90,7 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
     norms = np.sqrt(np.diagonal(products))
     valid = norms > tol
     if len(tensors) == 1 or not valid.any():
-        return tensors[0] * float(valid.any())
+        return tensors[0] * float(len(tensors) == 1)
     units = np.divide(1.0, norms, out=np.zeros_like(norms), where=valid)  # unit vector i is input i times this
     cosines = products * np.outer(units, units)
     share = valid / valid.sum()
@@ -99,19 +99,31 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
         return _no_direction(rows, np.full(len(norms), 1 / len(norms)), cancel=True)
     mean = share / length  # of the unit vectors
     for _ in range(max_iter):
-        mean, step = _karcher_step(mean, cosines, share, tol)
+        dots = (cosines @ mean).clip(-1, 1)
+        if rows.width > 1 and dots.min() < -_STRAIGHT:
+            raise MergeError(
+                f"an input points away from the mean (cosine {dots.min():.5f}); leave it out, or use linear"
+            )
+        mean, step = _karcher_step(mean, dots, cosines, share, tol)
         if step < tol:
             break
     return rows.sum((mean * units * norms.mean())[None])
 
 
 def _karcher_step(
-    mean: NDArray[np.float64], cosines: NDArray[np.float64], share: NDArray[np.float64], tol: float
+    mean: NDArray[np.float64],
+    dots: NDArray[np.float64],
+    cosines: NDArray[np.float64],
+    share: NDArray[np.float64],
+    tol: float,
 ) -> tuple[NDArray[np.float64], float]:
-    """Return the next mean, as coefficients of the unit vectors, and the length of the step to it."""
-    dots = (cosines @ mean).clip(-1, 1)
+    """Return the next mean, as coefficients of the unit vectors, and the length of the step to it.
+
+    What points the same way as the mean, or (of tensors of one element) the other way, does not pull it aside.
+    """
     angles = np.arccos(dots)
-    pull = np.where(angles < tol, 0.0, share * angles / np.maximum(np.sin(angles), 1e-12))
+    aside = (angles >= tol) & (dots > -_STRAIGHT)
+    pull = np.where(aside, share * angles / np.where(aside, np.sin(angles), 1.0), 0.0)
     tangent = pull - (pull @ dots) * mean
     step = _length(tangent, cosines)
     if step < tol:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phases.evomerge.errors import MergeError
-from phases.evomerge.methods.arrays import flat, flats, shaped
+from phases.evomerge.methods.arrays import Flat, flat, flats, shaped
 from phases.evomerge.methods.consensus import Band, Consensus, combine_bands, combine_kept, l1_norms
 from phases.evomerge.methods.linear import divisor_of
 from phases.evomerge.methods.masks import MaskKey, chance, draw, rank_chances
@@ -36,8 +36,8 @@ def task_arithmetic(
     guard: float | None = None,
 ) -> Tensor:
     """Return `base + lambda * sum_i weight_i * delta_i`, divided by the sum of the weights where `normalize`."""
-    bands = [Band(EVERYTHING)] * len(tensors)
-    return _combine(tensors, base, bands, Consensus(weight, False, normalize, lambda_), guard)
+    how = Consensus(weight, False, normalize, lambda_)
+    return shaped(_combine(flats(tensors), flat(base), [Band(EVERYTHING)] * len(tensors), how, guard), base)
 
 
 def ties(
@@ -52,8 +52,9 @@ def ties(
     guard: float | None = None,
 ) -> Tensor:
     """Keep the `density` largest of each delta, elect a sign for each element, and average the deltas that have it."""
-    bands = _bands(tensors, base, density, [0.0] * len(tensors), rescale, least=1)
-    return _combine(tensors, base, bands, Consensus(weight, True, normalize, lambda_), guard)
+    origin, arrays = flat(base), flats(tensors)
+    bands = _bands(arrays, origin, density, [0.0] * len(tensors), rescale, least=1)
+    return shaped(_combine(arrays, origin, bands, Consensus(weight, True, normalize, lambda_), guard), base)
 
 
 def breadcrumbs(
@@ -70,8 +71,9 @@ def breadcrumbs(
     guard: float | None = None,
 ) -> Tensor:
     """Drop the `gamma` largest of each delta, keep the `density` largest of the rest, and add up (`elect`: as TIES)."""
-    bands = _bands(tensors, base, density, gamma, rescale)
-    return _combine(tensors, base, bands, Consensus(weight, elect, normalize, lambda_), guard)
+    origin, arrays = flat(base), flats(tensors)
+    bands = _bands(arrays, origin, density, gamma, rescale)
+    return shaped(_combine(arrays, origin, bands, Consensus(weight, elect, normalize, lambda_), guard), base)
 
 
 def dare(
@@ -124,13 +126,12 @@ def della(
 
 
 def _combine(
-    tensors: Sequence[Tensor], base: Tensor, bands: Sequence[Band], how: Consensus, guard: float | None
-) -> Tensor:
+    arrays: tuple[Flat, ...], origin: Flat, bands: Sequence[Band], how: Consensus, guard: float | None
+) -> Flat:
     _check(how)
-    origin, arrays = flat(base), flats(tensors)
     merged = combine_bands(origin, arrays, bands, how)
     check_distance(merged.away, merged.first, arrays, origin, guard)
-    return shaped(merged.tensor, base)
+    return merged.tensor
 
 
 def _check(how: Consensus) -> None:
@@ -140,8 +141,8 @@ def _check(how: Consensus) -> None:
 
 
 def _bands(
-    tensors: Sequence[Tensor],
-    base: Tensor,
+    arrays: tuple[Flat, ...],
+    origin: Flat,
     density: Sequence[float],
     gamma: Sequence[float],
     rescale: bool,
@@ -152,7 +153,7 @@ def _bands(
     Fewer outliers are dropped where that many could not be kept otherwise. At least `least` are kept, unless the
     density is 0; all are where it is 1.
     """
-    origin, arrays, elements = flat(base), flats(tensors), base.numel()
+    elements = len(origin)
     keep = [max(least, int(share * elements)) if share > 0 else 0 for share in density]
     drop = [min(int(outliers * elements), elements - kept) for outliers, kept in zip(gamma, keep, strict=True)]
     reach = [dropped + kept for dropped, kept in zip(drop, keep, strict=True)]

@@ -117,6 +117,14 @@ def test_without_a_base(method: str) -> None:
     check_close(method, None, tensors, {"weight": WEIGHTS[: len(tensors)]})
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("method", ["multislerp", "karcher", "linear"])
+def test_few_or_tiny_inputs(method: str, count: int) -> None:
+    tensors = [1e-7 * tensor for tensor in inputs((5,), count)[1:]]
+    parameters = {} if method == "karcher" else {"weight": 0.5}
+    check_close(method, None, tensors, parameters)
+
+
 def test_table() -> None:
     """Same names, parameters and defaults."""
     methods = pytest.importorskip("mergekit.merge_methods.registry").registered_methods()

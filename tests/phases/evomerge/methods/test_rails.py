@@ -93,6 +93,7 @@ def test_opposite_directions() -> None:
     refused("nuslerp", [BASE, -BASE], "opposite directions", weight=0.5)
     refused("multislerp", [BASE, -BASE], "directions of the inputs cancel", weight=0.5)
     refused("karcher", [BASE, -BASE], "directions of the inputs cancel")
+    refused("karcher", [BASE, BASE, -BASE], "points away from the mean")
     torch.testing.assert_close(merge("slerp", [-BASE], base=BASE, t=0.0), BASE)
 
 
