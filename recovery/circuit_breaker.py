@@ -134,7 +134,13 @@ class CircuitBreaker:
             if self._state is BreakerState.HALF_OPEN and not self._probing:
                 self._probing = True
                 return Permit(self, self._generation, probe=True)
-            raise CircuitOpenError(self.callee, self._retry_after())
+            raise CircuitOpenError(self.callee, self.retry_after())
+
+    def retry_after(self) -> float:
+        """Return for how many seconds calls are sure to be refused; 0 where one may be admitted."""
+        if self._state is BreakerState.ISOLATED:
+            return inf
+        return max(self._open_until - self.clock(), 0.0) if self._state is BreakerState.OPEN else 0.0
 
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `function(*args, **kwargs)` if admitted, and count its outcome. Raises what it raises."""
@@ -213,11 +219,6 @@ class CircuitBreaker:
     def _open_seconds(self) -> float:
         doublings = min(self._openings - 1, 64)
         return min(self.settings.open_seconds * 2.0**doublings, self.settings.max_open_seconds)
-
-    def _retry_after(self) -> float:
-        if self._state is BreakerState.ISOLATED:
-            return inf
-        return max(self._open_until - self.clock(), 0.0)
 
     def _change(self, after: BreakerState, reason: str) -> None:
         before, self._state = self._state, after
