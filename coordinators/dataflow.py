@@ -12,17 +12,21 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+import ray
+from ray.exceptions import ActorAlreadyExistsError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from actors.agent import as_actor
+from actors.agent import NAMESPACE, as_actor
+from actors.flow import flow_name
 from coordinators.deliveries import Deliveries, FlowSettings, Outcome
 from coordinators.queues import FlowState, Queue, Record
 from phases import storage
 from phases.errors import ArtifactError, ConfigError, ForgeError
-from phases.modeldir import folder_name
 from recovery.circuit_breaker import CircuitBreaker, Transition
 from recovery.inbox import Delivery, Receipt
 from recovery.intervals import Intervals
@@ -323,9 +327,14 @@ def flow_uri(run: str) -> str:
 
 
 def spawn_flow(run: str, settings: FlowSettings | None = None) -> Any:
-    """Start the flow of a run as the actor `<run>/dataflow`, taking over from one that ran before."""
-    actor = as_actor(DataFlowCoordinator, f"{folder_name(run)}/dataflow", num_cpus=0, max_concurrency=1000)
-    return actor.remote(run, settings)
+    """Start the flow of a run as a named actor, in place of one that is dead or hangs."""
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(flow_name(run), NAMESPACE))
+    name_is_taken = retry_if_exception_type(ActorAlreadyExistsError)  # for some milliseconds after a death
+    for attempt in Retrying(retry=name_is_taken, wait=wait_fixed(0.01), stop=stop_after_delay(10), reraise=True):
+        with attempt:
+            actor = as_actor(DataFlowCoordinator, flow_name(run), num_cpus=0, max_concurrency=1000)
+            return actor.remote(run, settings)
 
 
 def inspect(uri: str) -> dict[str, Any]:

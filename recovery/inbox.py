@@ -5,7 +5,7 @@ Handling happens before the record and may happen again after a crash; its effec
 the record is a segment that is put by conditional create, also when two incarnations of the receiver run at once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,6 +75,23 @@ class Inbox:
             self._handled = handled
             return list(fresh)
         return []
+
+    def handle(self, delivery: Delivery, handler: Callable[[Message], bytes]) -> Receipt:
+        """Handle what is fresh, record the effects that `handler` returns, and return the receipt.
+
+        A message for which `handler` raises is failed; what `commit` raises is raised.
+        """
+        effects, failed = dict[int, bytes](), dict[int, str]()
+        for message in self.fresh(delivery.messages):
+            try:
+                effects[message.offset] = handler(message)
+            except Exception as error:
+                failed[message.offset] = f"{type(error).__name__}: {error}"
+        self.commit(effects)
+        return Receipt(delivery.id, failed)
+
+    def __len__(self) -> int:
+        return len(self._handled)
 
     def effects(self) -> Iterator[tuple[int, bytes]]:
         """Yield offset and effect of everything that was ever handled, in the order of the commits."""

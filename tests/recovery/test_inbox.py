@@ -6,7 +6,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from recovery.inbox import Inbox, Message
+from recovery.inbox import Delivery, Inbox, Message, Receipt
 
 
 def message(offset: int) -> Message:
@@ -29,6 +29,19 @@ def test_the_slower_of_two_incarnations_keeps_only_what_the_other_left() -> None
     assert old.commit({1: b"old", 2: b"old"}) == [2]
     assert new.commit({2: b"new"}) == []
     assert list(Inbox(uri).effects()) == [(0, b"new"), (1, b"new"), (2, b"old")]
+
+
+def test_a_message_that_cannot_be_handled_is_failed_and_stays_fresh() -> None:
+    inbox = Inbox(f"memory://{uuid.uuid4().hex}")
+
+    def reciprocal(message: Message) -> bytes:
+        return b"%d" % (1 // message.number)
+
+    receipt = inbox.handle(Delivery("d", [message(offset) for offset in range(3)]), reciprocal)
+    assert receipt == Receipt("d", {0: "ZeroDivisionError: integer division or modulo by zero"})
+    assert list(inbox.effects()) == [(1, b"1"), (2, b"0")]
+    assert inbox.fresh([message(0)]) == [message(0)]
+    assert len(inbox) == 2
 
 
 class InboxMachine(RuleBasedStateMachine):
