@@ -64,8 +64,8 @@ class Inbox:
         """
         while fresh := {offset: effect for offset, effect in effects.items() if offset not in self._handled}:
             handled = Intervals(self._handled.pairs())
-            for offset in fresh:
-                handled.add(offset, offset + 1)
+            for start, stop in Intervals.of(fresh).pairs():
+                handled.add(start, stop)
             record = msgpack.packb([handled.pairs(), list(fresh.items())])
             try:
                 self._log.append(frame(record, _LIMITS), Flags.SNAPSHOT)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 
 class Intervals:
@@ -15,8 +16,11 @@ class Intervals:
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> "Intervals":
-        """Return the set of some numbers in any order."""
-        return cls((number, number + 1) for number in sorted(numbers))
+        """Return the set of some numbers, each once, in any order."""
+        ordered = sorted(numbers)
+        jumps = [place for place, (number, after) in enumerate(pairwise(ordered), 1) if after != number + 1]
+        bounds = pairwise([0, *jumps, len(ordered)]) if ordered else ()
+        return cls((ordered[start], ordered[stop - 1] + 1) for start, stop in bounds)
 
     def add(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Add [start, stop) and return the ranges of it that were not there before."""
