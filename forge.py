@@ -57,8 +57,8 @@ def run(
 
     Example: forge run --preset nano --corpus ./my-texts --set cognate.training.steps=500
     """
+    from coordinators.config import load_config
     from coordinators.driver import start_run
-    from phases.config import load_config
 
     overrides = list(set_ or [])
     overrides += [f"corpus.source={corpus}"] if corpus else []

@@ -15,6 +15,7 @@ import ray
 
 from phases import storage
 from phases.modeldir import folder_name
+from recovery.commits import Commits
 
 NAMESPACE = "agent-forge"
 
@@ -28,6 +29,17 @@ class Task:
     method: str
     arguments: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    fallback: dict[str, Any] | None = None  # arguments of a smaller or slower variant of the same task
+    optional: bool = False  # whether the phase can go on without it
+    resumes: bool = False  # whether it goes on from checkpoints of its own
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a task. Its commit counts only while no later attempt has begun."""
+
+    epoch: int = 1
+    learning_rate_factor: float = 1.0  # below 1 after rollbacks
 
 
 @dataclass(frozen=True)
@@ -46,13 +58,20 @@ class Agent:
 
     def __init__(self, run: str, phase: str, name: str) -> None:
         self.run_uri, self.phase, self.name = run, phase, name
+        self.attempt = Attempt()
         self._progress = Progress()
         self._started = time.monotonic()
 
-    async def run(self, task: Task) -> Any:
-        """Do a task and return its report. Raises what the work raises."""
+    async def run(self, task: Task, attempt: Attempt = Attempt()) -> Any:
+        """Do a task and return its report once it is committed.
+
+        Raises what the work raises, and `StaleEpochError` where another attempt has begun in the meantime.
+        """
+        self.attempt = attempt
         self.report(task.id, 0, 0, {})
-        return await asyncio.to_thread(getattr(self, task.method), task.id, **task.arguments)
+        report = await asyncio.to_thread(getattr(self, task.method), task.id, **task.arguments)
+        Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name)
+        return report
 
     async def progress(self) -> Progress:
         """Return how far the current task is."""

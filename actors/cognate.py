@@ -1,6 +1,7 @@
 """The agents of phase 1: one prepares the corpus, one per model trains and measures it, one chooses."""
 
 import tempfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class Pretrainer(Agent):
     def train(self, task: str, job: Job, seed: int) -> ModelRef:
         """Train the job's model and return its reference."""
         torch.set_num_threads(job.training.threads)
+        rate = job.training.learning_rate * self.attempt.learning_rate_factor
+        job = replace(job, training=job.training.model_copy(update={"learning_rate": rate}))
         checkpoints = Checkpoints(storage.join(self.run_uri, f"{phase.FOLDER}/checkpoints/{job.role}"))
         newest = checkpoints.newest()
         gauges = StepGauges(self.phase, job.role)

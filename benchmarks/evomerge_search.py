@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.harness import FOLDER, Baseline, Figure, interleave, progress
+from coordinators.config import load_config
 from phases import modeldir, rundir, storage
 from phases.cognate import phase as cognate
-from phases.config import load_config
 from phases.contract import PhaseResult
 from phases.corpus.packed import Corpus
 from phases.corpus.prepare import prepare
@@ -127,7 +127,7 @@ class _Problem:
 
 def _config(budget: int) -> EvoMergeConfig:
     evolution = EvolutionConfig(generations=1 + (budget - 8) // 6, patience=None)
-    data = {"text_tokens": 1024, "streams": 8, "task_instances": 6}
+    data = {"text_tokens": 512, "streams": 4, "task_instances": 4}
     return EvoMergeConfig.model_validate({"evolution": evolution, "data": data})
 
 

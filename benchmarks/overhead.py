@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 import torch
 from phases.cognate import phase
-from phases.config import load_config
+from coordinators.config import load_config
 from phases.corpus.prepare import prepare
 config, run = load_config(sys.argv[1], None, sys.argv[3:]), sys.argv[2]
 start, began = datetime.now(UTC), time.monotonic()
@@ -41,7 +41,7 @@ import json, os, sys
 from datetime import datetime
 from pathlib import Path
 from coordinators import driver
-from phases.config import load_config
+from coordinators.config import load_config
 from recovery.journal import Journal
 config, run = load_config(sys.argv[1], None, sys.argv[3:]), sys.argv[2]
 peaks = {}

@@ -14,11 +14,11 @@ import ray
 import yaml
 from ray.exceptions import RayError, RayTaskError
 
+from coordinators.config import PipelineConfig, dump_config, parse_config
 from coordinators.live import LiveView
 from coordinators.pipeline import finished_result, spawn_pipeline
 from coordinators.tracking import PipelineLogger
 from phases import rundir, storage
-from phases.config import PipelineConfig, dump_config, parse_config
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError, ConfigError, ForgeError
 from recovery.checkpoints import Checkpoints

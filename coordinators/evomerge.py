@@ -4,18 +4,18 @@ from datetime import UTC, datetime
 
 from actors.agent import Task
 from actors.evomerge import Evolver
-from coordinators.phase import Emit, PhaseCoordinator, Role
-from phases.config import PipelineConfig
+from coordinators.config import PipelineConfig
+from coordinators.phase import PhaseCoordinator, Role, RunContext
 from phases.contract import PhaseResult
 
 
 class EvoMergeCoordinator:
     """Plans and runs phase 2 of a run."""
 
-    def __init__(self, run: str, config: PipelineConfig, emit: Emit) -> None:
+    def __init__(self, context: RunContext, config: PipelineConfig) -> None:
         self.config = config
         self.start = datetime.now(UTC)
-        self.tasks = PhaseCoordinator(run, "evomerge", emit)
+        self.tasks = PhaseCoordinator(context, "evomerge")
 
     async def run(self) -> PhaseResult:
         """Return the result of the phase; a resumed search pays for no evaluation twice."""

@@ -2,23 +2,33 @@
 
 An agent works on one task at a time and is stopped when nothing is left for it, which frees its CPUs or GPUs for one
 that waits. It is started as soon as all that its task waits for is under way, so that its imports cost no time, and not
-before, so that it cannot hold what those need. What goes wrong with a task arrives in one place, `_failed`.
+before, so that it cannot hold what those need.
+
+A task that fails is classified and recovered by the policy of `recovery/strategies.py`; each decision is journalled
+before it is carried out. An agent that no longer answers, or whose work no longer moves, is killed, which is then a
+failure like others. Phases write no recovery code: they declare what a task's fallback is and whether it is optional.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.agent import Agent, Progress, Task, spawn
+from actors.agent import Agent, Attempt, Progress, Task, spawn
 from phases.errors import ConfigError, ForgeError
+from recovery.classify import Classifier
+from recovery.commits import Commits
+from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
+from recovery.supervision import Pulse, SupervisionSettings
 
-POLL_SECONDS = 0.5
 Emit = Callable[..., None]
+_CLASSIFIER = Classifier()
 
 
 @dataclass(frozen=True)
@@ -30,24 +40,49 @@ class Role:
     gpus: float = 0
 
 
-class PhaseCoordinator:
-    """Runs the plan of one phase. `emit(kind, **data)` takes every event."""
+@dataclass(frozen=True)
+class RunContext:
+    """What all phases of a run share. `emit(kind, **data)` takes every event."""
 
-    def __init__(self, run: str, phase: str, emit: Emit) -> None:
-        self.run_uri, self.phase, self.emit = run, phase, emit
+    run: str
+    emit: Emit
+    seed: int = 0
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    history: History = field(default_factory=History)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The report of a task that the phase went on without."""
+
+    task: str
+    reason: str
+
+
+class PhaseCoordinator:
+    """Runs the plan of one phase."""
+
+    def __init__(self, context: RunContext, phase: str) -> None:
+        self.context, self.phase, self.emit = context, phase, context.emit
+        self.commits = Commits(context.run)
         self._handles: dict[str, Any] = {}
         self._tasks: Sequence[Task] = ()
         self._roles: dict[str, Role] = {}
         self._under_way: set[str] = set()
+        self._reports: dict[str, Any] = {}
 
     async def run_plan(self, tasks: Sequence[Task], roles: dict[str, Role]) -> dict[str, Any]:
-        """Return task id -> report. Raises `ConfigError` for a plan that cannot run, and what a failed task raised."""
+        """Return task id -> report, `Missing` for one that was isolated.
+
+        Raises `ConfigError` for a plan that cannot run, and what a task raised that could not be recovered.
+        """
         order = check_plan(tasks, roles)
         self._tasks, self._roles = tasks, roles
         by_id = {task.id: task for task in tasks}
         waiting = list[Task]()
         running = dict[asyncio.Task[Any], Task]()
-        reports = dict[str, Any]()
+        reports = self._reports = {}
         try:
             while order.is_active():
                 waiting += [by_id[name] for name in order.get_ready()]
@@ -70,26 +105,46 @@ class PhaseCoordinator:
                 self._stop_if_idle(name, [])
 
     async def _run_task(self, task: Task) -> Any:
+        """Return a task's report, whatever it takes within the policy's budgets."""
+        if task.optional and any(isinstance(self._reports[name], Missing) for name in task.after):
+            return Missing(task.id, "what it works on is missing")
+        given, factor = task, 1.0
+        while True:
+            started = time.monotonic()
+            try:
+                return await self._attempt(given, factor)
+            except (RayError, ForgeError, TimeoutError) as error:
+                decision = self._decide(task, error, time.monotonic() - started)
+                if decision.strategy is Strategy.ESCALATE:
+                    raise self._stopped(task, error, decision) from error
+                if decision.strategy is Strategy.ISOLATE:
+                    return Missing(task.id, _message(error))
+            if decision.strategy is not Strategy.RETRY:
+                self._kill(task.agent)  # what the failure has left in the process goes with it
+            await asyncio.sleep(decision.delay)
+            given = replace(task, arguments=task.fallback) if decision.fallback and task.fallback else task
+            factor = decision.learning_rate_factor
+
+    async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
+        epoch = self.commits.begin(f"{self.phase}/{task.id}")
         handle = self._handle(task.agent)
+        await handle.progress.remote()  # it has its resources and answers: from here on, silence is a failure
         self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
         watcher = asyncio.create_task(self._watch(handle, task))
         try:
-            report = await handle.run.remote(task)
-        except RayError as error:
-            raise self._failed(task, error) from error
+            report = await handle.run.remote(task, Attempt(epoch, learning_rate_factor))
         finally:
             watcher.cancel()
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
 
     async def _watch(self, handle: Any, task: Task) -> None:
-        """Emit the agent's progress whenever there is some."""
-        beats = -1
+        """Emit the agent's progress whenever there is some, and kill an agent that shows none for too long."""
+        settings, beats = self.context.supervision, -1
+        pulse, progress = Pulse(settings), Progress()
+        self._under_way.add(task.id)
+        self._start_ahead()
         while True:
-            progress: Progress = await handle.progress.remote()
-            if task.id not in self._under_way:
-                self._under_way.add(task.id)
-                self._start_ahead()
             if progress.beats != beats and progress.task == task.id and progress.steps:
                 beats = progress.beats
                 self.emit(
@@ -101,13 +156,29 @@ class PhaseCoordinator:
                     steps=progress.steps,
                     metrics=progress.metrics,
                 )
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(settings.poll_seconds)
+            try:
+                progress = await asyncio.wait_for(handle.progress.remote(), settings.hang_seconds)
+            except RayError:
+                return  # the call of the task itself tells
+            except TimeoutError:
+                return self._give_up(task, f"no sign of life in {settings.hang_seconds:g} s")
+            pulse.seen(progress.beats)
+            if pulse.stuck:
+                return self._give_up(task, f"no progress in {settings.stall_seconds:g} s")
+
+    def _give_up(self, task: Task, reason: str) -> None:
+        """Kill the agent of a task; its call then fails at once."""
+        self.emit("agent_given_up", phase=self.phase, task=task.id, agent=task.agent, reason=reason)
+        self._kill(task.agent)
 
     def _handle(self, agent: str) -> Any:
         """Return an agent's handle, starting it where it is not there."""
         if agent not in self._handles:
             role = self._roles[agent]
-            self._handles[agent] = spawn(role.agent, self.run_uri, self.phase, agent, cpus=role.cpus, gpus=role.gpus)
+            self._handles[agent] = spawn(
+                role.agent, self.context.run, self.phase, agent, cpus=role.cpus, gpus=role.gpus
+            )
         return self._handles[agent]
 
     def _start_ahead(self) -> None:
@@ -116,17 +187,48 @@ class PhaseCoordinator:
             if task.id not in self._under_way and self._under_way.issuperset(task.after):
                 self._handle(task.agent)
 
-    def _failed(self, task: Task, error: RayError) -> ForgeError:
-        """Journal a task's failure and return what stops the run; recovery strategies belong here."""
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        self.emit("task_failed", phase=self.phase, task=task.id, agent=task.agent, error=str(cause))
-        if isinstance(cause, ForgeError):
-            return type(cause)(f"{task.id}: {cause}")
-        return ForgeError(f"{task.id}: {type(cause).__name__}: {cause}")
+    def _decide(self, task: Task, error: Exception, seconds: float) -> Decision:
+        """Classify a failure, choose what to do and journal both."""
+        diagnosis = _CLASSIFIER.diagnose(error)
+        failure = Failure(
+            self.phase,
+            task.id,
+            diagnosis.error_class,
+            optional=task.optional,
+            has_fallback=task.fallback is not None,
+            has_checkpoint=task.resumes,
+        )
+        decision = decide(self.context.recovery, self.context.seed, failure, self.context.history)
+        record = self.context.history.add(failure, decision)
+        facts = {"agent": task.agent, "error": diagnosis.cause, "seconds": round(seconds, 3)}
+        self.emit("recovery", **record, **facts, reason=decision.reason, delay=round(decision.delay, 3))
+        return decision
+
+    def _stopped(self, task: Task, error: Exception, decision: Decision) -> ForgeError:
+        """Journal that a task has failed for good and return what stops the run."""
+        message = _message(error)
+        self.emit("task_failed", phase=self.phase, task=task.id, agent=task.agent, error=message)
+        cause = _cause(error)
+        kind = type(cause) if isinstance(cause, ForgeError) else ForgeError
+        return kind(f"{task.id}: {message}\n{decision.reason}; {decision.advice}")
+
+    def _kill(self, agent: str) -> None:
+        if (handle := self._handles.pop(agent, None)) is not None:
+            with suppress(RayError):
+                ray.kill(handle)
 
     def _stop_if_idle(self, agent: str, left: Sequence[Task]) -> None:
         if agent in self._handles and not any(task.agent == agent for task in left):
-            ray.kill(self._handles.pop(agent))
+            self._kill(agent)
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def _message(error: Exception) -> str:
+    cause = _cause(error)
+    return str(cause) if isinstance(cause, ForgeError) else f"{type(cause).__name__}: {cause}"
 
 
 def check_plan(tasks: Sequence[Task], roles: dict[str, Role]) -> "TopologicalSorter[str]":

@@ -9,19 +9,21 @@ from typing import Any
 
 from actors.agent import as_actor
 from coordinators.cognate import CognateCoordinator
+from coordinators.config import PipelineConfig
 from coordinators.evomerge import EvoMergeCoordinator
+from coordinators.phase import RunContext
 from phases import modeldir, rundir, storage
-from phases.config import PipelineConfig
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
 from phases.modeldir import folder_name
 from recovery.journal import Journal
+from recovery.strategies import History
 
 COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
 }
-_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed"}
+_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed", "recovery", "agent_given_up"}
 _EVENTS_KEPT = 10_000
 
 
@@ -31,6 +33,14 @@ class PipelineCoordinator:
     def __init__(self, run: str, config: PipelineConfig) -> None:
         self.run_uri, self.config = run, config
         self.journal = Journal(run)
+        self.context = RunContext(
+            run=run,
+            emit=self._emit,
+            seed=config.seed,
+            recovery=config.recovery,
+            supervision=config.supervision,
+            history=History(event.data for event in self.journal.read("recovery")),
+        )
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
 
     async def run(self) -> PhaseResult:
@@ -40,7 +50,7 @@ class PipelineCoordinator:
             result = finished_result(self.run_uri, phase)
             if result is None:
                 self._emit("phase_started", phase=phase)
-                result = await COORDINATORS[phase](self.run_uri, self.config, self._emit).run()
+                result = await COORDINATORS[phase](self.context, self.config).run()
                 sealed = rundir.write_result(self.run_uri, result)
                 self.journal.append("phase_finished", phase=phase, result_sha256=sealed)
             self._emit("phase_finished", phase=phase)

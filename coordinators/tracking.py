@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from coordinators.config import PipelineConfig
 from phases import rundir, storage
 from phases.cognate.config import CognateConfig
-from phases.config import PipelineConfig
 from phases.contract import ModelRef, PhaseResult
 from phases.errors import ForgeError
 from phases.modeldir import folder_name

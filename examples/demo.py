@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 
+from coordinators.config import load_config
 from coordinators.driver import start_run
 from coordinators.report import write_report
 from coordinators.verify import verify
 from phases import modeldir
-from phases.config import load_config
 from serve.app import ServedModel, serve_model
 
 PROMPT = "def read_lines(path):\n    "

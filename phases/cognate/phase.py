@@ -5,7 +5,7 @@ model is kept as the base that task vectors are taken from. The coordinator deci
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import torch
@@ -19,6 +19,7 @@ from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.contract import Baseline, Claim, ModelRef, PhaseResult, Probe
 from phases.corpus.packed import Corpus
 from phases.corpus.tokenizer import encode
+from phases.errors import ArtifactError
 from phases.probes import RunFiles, claim, measure
 from phases.seeds import child_seed
 from phases.training.config import TrainingConfig
@@ -59,6 +60,15 @@ def variant_job(config: CognateConfig, variant: VariantConfig, vocab_size: int) 
     return Job(
         variant.name, config.model.model_copy(update=changes), config.training, variant.mix.shares, parent=WARM_UP
     )
+
+
+def smaller(job: Job) -> Job:
+    """Return a job that needs less memory: half the rows in a forward pass, twice the passes, the same rows in all."""
+    training = job.training
+    if training.batch_size % 2:
+        return job
+    halved = {"batch_size": training.batch_size // 2, "accumulate": 2 * training.accumulate}
+    return replace(job, training=training.model_copy(update=halved))
 
 
 def pretrain(
@@ -159,8 +169,13 @@ def _samples(run: str, role: str) -> list[dict[str, str]]:
 
 
 def finish(run: str, config: CognateConfig, seed: int, start: datetime) -> PhaseResult:
-    """Choose the variant with the fewest bits per byte on the validation split and write what the phase hands on."""
-    roles = [variant.name for variant in config.variants]
+    """Choose the variant with the fewest bits per byte on the validation split and write what the phase hands on.
+
+    Variants without findings are left out. Raises `ArtifactError` where there are none at all.
+    """
+    roles = [v.name for v in config.variants if storage.exists(storage.join(run, _findings_path(v.name)))]
+    if not roles:
+        raise ArtifactError(f"{storage.join(run, FOLDER)}/findings: no variant was trained and measured")
     findings = [Findings.model_validate(storage.read_json(storage.join(run, _findings_path(role)))) for role in roles]
     validation = {role: _validation(run, role, config) for role in roles}
     best = min(roles, key=validation.__getitem__)

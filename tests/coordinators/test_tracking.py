@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinators.config import load_config
 from coordinators.tracking import PhaseLogger, PipelineLogger
-from phases.config import load_config
 
 PROGRESS = {
     "kind": "progress",

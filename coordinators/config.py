@@ -18,6 +18,8 @@ from phases.corpus.config import CorpusConfig
 from phases.errors import ConfigError
 from phases.evomerge.config import EvoMergeConfig
 from phases.settings import Settings
+from recovery.strategies import RecoverySettings
+from recovery.supervision import SupervisionSettings
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -50,6 +52,8 @@ class PipelineConfig(Settings):
     corpus: CorpusConfig = CorpusConfig()
     cognate: CognateConfig = CognateConfig()
     evomerge: EvoMergeConfig = EvoMergeConfig()
+    recovery: RecoverySettings = RecoverySettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     ray: RaySettings = RaySettings()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phases.config import dump_config, load_config, parse_config, preset_names
+from coordinators.config import dump_config, load_config, parse_config, preset_names
 from phases.errors import ConfigError
 
 
