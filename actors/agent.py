@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from phases import storage
 from phases.modeldir import folder_name
@@ -108,7 +110,15 @@ def spawn(agent: type[Agent], run: str, phase: str, name: str, *, cpus: float = 
     """
     options = {"num_cpus": cpus, "num_gpus": gpus, "concurrency_groups": {"health": 2}}
     actor = as_actor(_with_health_group(agent), f"{folder_name(run)}/{phase}/{name}", **options)
-    return actor.remote(run, phase, name)
+    return start_named(actor, run, phase, name)
+
+
+def start_named(actor: Any, *arguments: Any) -> Any:
+    """Start an actor of `as_actor`, waiting for its name where an earlier incarnation is still dying."""
+    taken = retry_if_exception_type(ActorAlreadyExistsError)
+    for attempt in Retrying(retry=taken, wait=wait_fixed(0.1), stop=stop_after_delay(20), reraise=True):
+        with attempt:
+            return actor.remote(*arguments)
 
 
 def as_actor(cls: type, name: str, **options: Any) -> Any:

@@ -6,13 +6,13 @@ live view and to W&B. It does no work of its own: if it is killed, `forge resume
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import yaml
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from coordinators.config import PipelineConfig, dump_config, parse_config
 from coordinators.live import LiveView
@@ -82,6 +82,11 @@ def run_status(run: str) -> dict[str, Any]:
         "state": "finished" if list(config.phases) == finished else "unfinished: forge resume goes on",
         "phases": {phase: "finished" if phase in finished else "to do" for phase in config.phases},
         "tasks": started | ended | done,
+        "recoveries": [
+            f"{e.data['task']}: {e.data['error_class']} -> {e.data['strategy']} ({e.data['error']})"
+            for e in events
+            if e.kind == "recovery"
+        ],
         "checkpoints": {role: checkpoint.step for role, checkpoint in found.items() if checkpoint},
         "last_event": f"{events[-1].time} {events[-1].kind}" if events else "none",
     }
@@ -92,22 +97,30 @@ def _absolute(run: str) -> str:
 
 
 def _drive(run: str, config: PipelineConfig, plain: bool) -> PhaseResult:
-    """Run the coordinator to its end, showing what happens."""
+    """Run the coordinator to its end, showing what happens. One that dies is started again and goes on."""
     with _ray(config), LiveView(plain=plain) as view, PipelineLogger(run, config) as logger:
-        pipeline = spawn_pipeline(run, config)
-        pending = pipeline.run.remote()
-        while True:
-            done, _ = ray.wait([pending], timeout=_POLL_SECONDS)
-            for event in _events(pipeline):
-                view.on_event(event)
-                logger.on_event(event)
-            if done:
+        for left in reversed(range(config.supervision.pipeline_restarts + 1)):
+            try:
+                result = _follow(spawn_pipeline(run, config), [view.on_event, logger.on_event])
                 break
-        try:
-            result: PhaseResult = ray.get(pending)
-        except RayError as error:
-            raise _stopped(run, error) from error
+            except RayError as error:
+                if not (left and isinstance(error, RayActorError)):
+                    raise _stopped(run, error) from error
+                Journal(run).append("pipeline_restarted", error=str(error).partition("\n")[0], left=left - 1)
     Journal(run).append("run_finished")
+    return result
+
+
+def _follow(pipeline: Any, listeners: list[Callable[[dict[str, Any]], None]]) -> PhaseResult:
+    """Start a pipeline, pass its events on until it ends, and return its result. Raises what Ray raises."""
+    pending = pipeline.run.remote()
+    done: list[Any] = []
+    while not done:
+        done, _ = ray.wait([pending], timeout=_POLL_SECONDS)
+        for event in _events(pipeline):
+            for listener in listeners:
+                listener(event)
+    result: PhaseResult = ray.get(pending)
     return result
 
 

@@ -70,6 +70,7 @@ class PhaseCoordinator:
         self._tasks: Sequence[Task] = ()
         self._roles: dict[str, Role] = {}
         self._under_way: set[str] = set()
+        self._busy: set[str] = set()
         self._reports: dict[str, Any] = {}
 
     async def run_plan(self, tasks: Sequence[Task], roles: dict[str, Role]) -> dict[str, Any]:
@@ -120,21 +121,25 @@ class PhaseCoordinator:
                 if decision.strategy is Strategy.ISOLATE:
                     return Missing(task.id, _message(error))
             if decision.strategy is not Strategy.RETRY:
-                self._kill(task.agent)  # what the failure has left in the process goes with it
+                self._clear_the_way(task.agent)
             await asyncio.sleep(decision.delay)
             given = replace(task, arguments=task.fallback) if decision.fallback and task.fallback else task
             factor = decision.learning_rate_factor
 
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
         epoch = self.commits.begin(f"{self.phase}/{task.id}")
-        handle = self._handle(task.agent)
-        await handle.progress.remote()  # it has its resources and answers: from here on, silence is a failure
-        self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
-        watcher = asyncio.create_task(self._watch(handle, task))
+        self._busy.add(task.agent)
+        watcher: asyncio.Task[None] | None = None
         try:
+            handle = self._handle(task.agent)
+            await handle.progress.remote()  # it has its resources and answers: from here on, silence is a failure
+            self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
+            watcher = asyncio.create_task(self._watch(handle, task))
             report = await handle.run.remote(task, Attempt(epoch, learning_rate_factor))
         finally:
-            watcher.cancel()
+            self._busy.discard(task.agent)
+            if watcher is not None:
+                watcher.cancel()
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
 
@@ -211,6 +216,15 @@ class PhaseCoordinator:
         cause = _cause(error)
         kind = type(cause) if isinstance(cause, ForgeError) else ForgeError
         return kind(f"{task.id}: {message}\n{decision.reason}; {decision.advice}")
+
+    def _clear_the_way(self, agent: str) -> None:
+        """Stop an agent that has failed, with what is left in its process, and those that were started ahead.
+
+        The latter would take the resources that its successor needs, and wait for its task for ever.
+        """
+        for name in [name for name in self._handles if name == agent or name not in self._busy]:
+            self._kill(name)
+        self._under_way -= {task.id for task in self._tasks if task.agent == agent}
 
     def _kill(self, agent: str) -> None:
         if (handle := self._handles.pop(agent, None)) is not None:

@@ -7,7 +7,7 @@ whose model's hashes verify, is not run again. It holds no tensors, and its buff
 from collections import deque
 from typing import Any
 
-from actors.agent import as_actor
+from actors.agent import as_actor, start_named
 from coordinators.cognate import CognateCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.evomerge import EvoMergeCoordinator
@@ -88,4 +88,4 @@ def finished_result(run: str, phase: str) -> PhaseResult | None:
 
 def spawn_pipeline(run: str, config: PipelineConfig) -> Any:
     """Start the coordinator as the Ray actor `<run>/pipeline`."""
-    return as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0).remote(run, config)
+    return start_named(as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0), run, config)

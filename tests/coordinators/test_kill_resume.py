@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from phases.rundir import finished_phases, read_result
+from recovery.journal import Journal
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = [
@@ -98,6 +99,49 @@ def test_a_search_killed_and_resumed_finds_the_same_model(undisturbed: Path, tmp
     assert hashes(run) == hashes(undisturbed)
     ledgers = [{entry.name for entry in (path / "02_evomerge" / "ledger").iterdir()} for path in (run, undisturbed)]
     assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.parametrize("victim", ["ray::PipelineCoordinator", "ray::Pretrainer"])
+def test_a_killed_actor_is_replaced_without_anyone_asking(undisturbed: Path, tmp_path: Path, victim: str) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "forge.py"), "run", *COGNATE, "--run-dir", str(run)]
+    environment = os.environ | {"WANDB_MODE": "disabled"}
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(run.glob(checkpoint("warm_up"))):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed = [process for process in descendants(driver.pid) if victim in command_of(process)]
+    assert killed
+    os.kill(killed[0], signal.SIGKILL)
+    assert driver.wait(timeout=120) == 0
+    assert hashes(run).items() <= hashes(undisturbed).items()
+    kinds = [event.kind for event in Journal(str(run)).read()]
+    assert ("pipeline_restarted" if "Pipeline" in victim else "recovery") in kinds
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below `pid`."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return sorted(found - {pid})
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed: Path) -> None:
