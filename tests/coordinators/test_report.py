@@ -13,6 +13,7 @@ from coordinators.report import write_report
 from phases import modeldir, rundir, storage
 from phases.contract import Baseline, Claim, PhaseResult, Probe
 from phases.errors import ArtifactError
+from phases.evomerge.search import write_search
 from recovery.journal import Journal
 
 
@@ -95,6 +96,25 @@ def test_it_shows_claims_lineage_curves_and_samples(run: str) -> None:
     ):
         assert shown in page.text
     assert any(tag == "svg" for tag, _ in page.tags)
+
+
+def test_it_draws_the_evolution(run: str) -> None:
+    history = [
+        {"number": n, "best_fitness": 1 + n / 9, "average_fitness": 0.9, "diversity": 0.5 - n / 9} for n in range(3)
+    ]
+    write_search(run, {"history": history}, every=2)
+    now = datetime.now(UTC)
+    result = PhaseResult(success=True, phase="evomerge", model=None, start_time=now, end_time=now, duration_seconds=1)
+    rundir.write_result(run, result)
+    page = _Page()
+    page.feed(storage.read_bytes(write_report(run)).decode())
+    labels = [attributes.get("aria-label") for _, attributes in page.tags]
+    assert "Fitness and diversity over the generations of the search" in labels
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    assert storage.names(storage.join(run, "02_evomerge/generations")) == [
+        "evomerge_generation_0.json",
+        "evomerge_generation_2.json",
+    ]
 
 
 def test_nothing_is_loaded_and_nothing_runs(run: str) -> None:

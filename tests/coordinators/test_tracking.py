@@ -41,6 +41,18 @@ def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.M
     assert b"2.71828182845" in data
 
 
+def test_generations_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    metrics = {"generation": 1, "best_fitness": 1.05, "average_fitness": 0.9, "diversity": 0.4, "stale": 2}
+    metrics |= {"perplexity": 50.0, "accuracy": 0.25}
+    with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "evomerge"})
+        logger.on_event(PROGRESS | {"phase": "evomerge", "task": "evolve", "metrics": metrics})
+    data = recorded(tmp_path, b"evomerge/convergence_patience")
+    for key in ("generation", "best_fitness", "avg_fitness", "diversity", "perplexity", "accuracy"):
+        assert f"evomerge/{key}".encode() in data
+
+
 def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
