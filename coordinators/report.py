@@ -25,6 +25,7 @@ from phases.evomerge.search import read_search
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
+_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge"}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -38,6 +39,7 @@ def write_report(run: str) -> str:
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         name=folder_name(run),
         results=results,
+        titles=_TITLES,
         lineage=_lineage(run, results),
         plots=list(_plots(run, phases)),
         samples=[sample for result in results for sample in _samples(run, result)],
