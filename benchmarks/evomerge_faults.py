@@ -79,16 +79,18 @@ def _config(workers: int) -> EvoMergeConfig:
 
 
 def _killed(count: int) -> list[Figure]:
-    """Kill searches after random times, let them finish, and compare the winners with one that ran through."""
+    """Kill searches after random numbers of evaluations, let them finish, and compare with one that ran through."""
     with TemporaryDirectory() as folder:
-        started = time.monotonic()
-        expected = _finished(_fresh(folder, "undisturbed"), workers=2)
-        lasted = time.monotonic() - started
+        undisturbed = _fresh(folder, "undisturbed")
+        expected = _finished(undisturbed, workers=2)
+        total = len(_evaluations(undisturbed))
         rng, same, repeated = random.Random(0), [], []
         for number in range(count):
             run, workers = _fresh(folder, str(number)), 1 + number % 2
             process = _start(run, workers)
-            time.sleep(rng.uniform(0.2, 0.95) * lasted)
+            moment = rng.randrange(1, total)
+            while len(_evaluations(run)) < moment and process.poll() is None:
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
             done = len(_evaluations(run))
