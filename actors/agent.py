@@ -31,6 +31,10 @@ class Task:
     method: str
     arguments: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)  # argument -> the task whose report it is, done before too
+    stage: int = 0  # a barrier: it starts when all tasks of earlier stages are done
+    priority: int = 0  # of those that are ready, higher ones start first
+    timeout: float | None = None  # seconds; an agent that takes longer is killed, which is a passing failure
     fallback: dict[str, Any] | None = None  # arguments of a smaller or slower variant of the same task
     optional: bool = False  # whether the phase can go on without it
     resumes: bool = False  # whether it goes on from checkpoints of its own
@@ -64,16 +68,21 @@ class Agent:
         self._progress = Progress()
         self._started = time.monotonic()
 
-    async def run(self, task: Task, attempt: Attempt = Attempt()) -> Any:
-        """Do a task and return its report once it is committed.
+    async def run(self, task: Task, attempt: Attempt = Attempt(), *inputs: Any) -> Any:
+        """Do a task and return its report once it is committed. `inputs` are the values of `task.inputs`, in order.
 
         Raises what the work raises, and `StaleEpochError` where another attempt has begun in the meantime.
         """
         self.attempt = attempt
         self.report(task.id, 0, 0, {})
-        report = await asyncio.to_thread(getattr(self, task.method), task.id, **task.arguments)
+        arguments = task.arguments | dict(zip(task.inputs, inputs, strict=True))
+        report = await asyncio.to_thread(getattr(self, task.method), task.id, **arguments)
         Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name)
         return report
+
+    async def deliver(self, task: Task, attempt: Attempt, *inputs: Any) -> tuple[Any, None]:
+        """Return the report of `run` and a receipt, as two objects: who waits for the receipt fetches no report."""
+        return await self.run(task, attempt, *inputs), None
 
     async def progress(self) -> Progress:
         """Return how far the current task is."""
@@ -136,7 +145,11 @@ def _with_health_group(agent: type[Agent]) -> type[Agent]:
     async def health(self: Agent) -> dict[str, Any]:
         return await agent.health(self)
 
+    async def deliver(self: Agent, task: Task, attempt: Attempt, *inputs: Any) -> tuple[Any, None]:
+        return await agent.deliver(self, task, attempt, *inputs)
+
     members = {
+        "deliver": ray.method(num_returns=2)(deliver),
         "progress": ray.method(concurrency_group="health")(progress),
         "health": ray.method(concurrency_group="health")(health),
         "__module__": agent.__module__,
