@@ -10,6 +10,7 @@ at once. The surprise of a token is known once it is read, since the logits befo
 Shapes: B rows, T tokens of a piece (part of one segment), D model width, V vocabulary, N tokens that a step computes.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,7 +26,7 @@ from phases.cognate.norm import RMSNorm
 from phases.cognate.places import Places
 from phases.cognate.rope import Rotation, rotation
 from phases.cognate.state import State
-from phases.cognate.window import CachedWindow, SegmentWindow, Window
+from phases.cognate.window import CachedWindow, SegmentWindow, UnrolledWindow, Window
 from phases.errors import ConfigError
 from phases.settings import Settings
 from phases.training.losses import linear_cross_entropy
@@ -82,6 +83,29 @@ class Evaluation:
     steps: Tensor  # (B, T)
     hits: Tensor  # (B, T)
     state: State
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """What S ponder steps computed of tokens (B, T); all ran every step."""
+
+    hiddens: Tensor  # (S, B, T, D)
+    halting: Tensor  # (S, B, T), logits
+    steps: Tensor  # (B, T), int64, those that each token would have run at inference
+    hits: Tensor  # (B, T), of the first step's memory read
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment of training rows, with the window and the memory that tokens behind it would see."""
+
+    start: int  # position of its first token
+    ran: Unrolled
+    outputs: Tensor  # (B, T, D), normalised, of the step at which each token halts
+    loss: Tensor  # scalar, its share of the rows' cross-entropy
+    losses: Tensor  # (S, B, T), nats, without gradient
+    window: SegmentWindow
+    memory: MemoryState
 
 
 class TinyTitan(nn.Module):
@@ -151,35 +175,50 @@ class TinyTitan(nn.Module):
         whether a further step would have gained anything. Every token runs every step, so that each is supervised, but
         other tokens and the memory see it as of the step at which it would halt, as they will at inference.
         """
-        batch, length = rows.shape[0], rows.shape[1] - 1
-        n_steps = self.config.train_ponder_steps
-        window, memory = SegmentWindow(), self.memory.empty(batch, rows.device, self.embedding.weight.dtype)
-        total = torch.zeros((), device=rows.device)
-        found = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
-        last = total.new_zeros(batch, 1)
-        for start in range(0, length, self.config.segment_len):
-            piece, targets = (part[:, start : start + self.config.segment_len] for part in (rows[:, :-1], rows[:, 1:]))
-            hiddens, halting, steps, hits = self._unroll(piece, start, window, memory)
-            outputs = self.norm(hiddens)
-            weights = torch.full((n_steps * piece.numel(),), 1 / (n_steps * batch * length), device=rows.device)
-            targets = targets.expand(n_steps, -1, -1).flatten()
-            loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, targets, weights)
-            total, losses = total + loss, losses.view(n_steps, *piece.shape)
-            if start + piece.shape[1] < length:
-                surprise = _at_step(losses, steps)
-                memory = self.memory.write(memory, _at_step(outputs, steps), torch.cat([last, surprise[:, :-1]], dim=1))
-                window.advance()
-                last = surprise[:, -1:]
-            found.append((losses, halting, steps, hits))
-        losses, halting, steps, hits = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+        return self.loss_of(list(self.segments(rows)))
+
+    def loss_of(self, segments: Sequence[Segment]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the training loss and metrics of rows whose `segments` are these."""
+        losses = torch.cat([segment.losses for segment in segments], dim=-1)
+        halting = torch.cat([segment.ran.halting for segment in segments], dim=-1)
+        steps = torch.cat([segment.ran.steps for segment in segments], dim=-1)
+        hits = torch.cat([segment.ran.hits for segment in segments], dim=-1)
+        total = sum((segment.loss for segment in segments), torch.zeros((), device=losses.device))
         halting_loss = bce_halting_loss(halting.float(), halting_targets(losses, self.config.halt_tolerance))
         metrics = {
-            "cross_entropy": _at_step(losses, steps).mean(),
+            "cross_entropy": at_step(losses, steps).mean(),
             "halting_loss": halting_loss.detach(),
             "ponder_steps": steps.float().mean(),
             "memory_hit_rate": hits.mean(),
         }
         return total + self.config.halting_weight * halting_loss, metrics
+
+    def segments(self, rows: Tensor) -> Iterator[Segment]:
+        """Yield the segments of `rows` (B, T + 1), inputs and targets shifted by one, as training computes them.
+
+        A segment's window and memory are valid until the next one is asked for.
+        """
+        batch, length = rows.shape[0], rows.shape[1] - 1
+        n_steps = self.config.train_ponder_steps
+        window, memory = SegmentWindow(), self.memory.empty(batch, rows.device, self.embedding.weight.dtype)
+        last = torch.zeros(batch, 1, device=rows.device)
+        for start in range(0, length, self.config.segment_len):
+            piece, targets = (part[:, start : start + self.config.segment_len] for part in (rows[:, :-1], rows[:, 1:]))
+            here = places.everywhere((batch, piece.shape[1]), self.config.segment_len if start else 0, rows.device)
+            x = self.embedding(piece).flatten(0, 1)
+            ran = self.unroll(x, here, here.columns + start, window, memory)
+            outputs = self.norm(ran.hiddens)
+            weights = torch.full((n_steps * piece.numel(),), 1 / (n_steps * batch * length), device=rows.device)
+            targets = targets.expand(n_steps, -1, -1).flatten()
+            loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, targets, weights)
+            losses = losses.view(n_steps, *piece.shape)
+            chosen = at_step(outputs, ran.steps)
+            yield Segment(start, ran, chosen, loss, losses, window, memory)
+            if start + piece.shape[1] < length:
+                surprise = at_step(losses, ran.steps)
+                memory = self.memory.write(memory, chosen, torch.cat([last, surprise[:, :-1]], dim=1))
+                window.advance()
+                last = surprise[:, -1:]
 
     def _ponder(self, piece: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Ponder over `piece` (B, T) and return hidden states (B, T, D), steps and memory hits (B, T).
@@ -190,7 +229,7 @@ class TinyTitan(nn.Module):
         hidden = self.embedding(piece)
         steps, going_on = torch.ones_like(piece), hidden.new_ones(piece.shape)
         here = places.everywhere((piece.shape[0], piece.shape[1]), window.past, piece.device)
-        angles = self._angles(here, state.position, hidden.dtype)
+        angles = self._angles(here.columns + state.position, hidden.dtype)
         hits = hidden.new_zeros(piece.shape)
         for step in range(n_steps):
             h, found = self._pass(hidden[here.rows, here.columns], step, here, angles, window, state.memory)
@@ -206,36 +245,34 @@ class TinyTitan(nn.Module):
                 if halted.all():
                     break
                 here = places.where(~halted, window.past)
-                angles = self._angles(here, state.position, hidden.dtype)
+                angles = self._angles(here.columns + state.position, hidden.dtype)
             steps += ~halted
         return hidden, steps, hits
 
-    def _unroll(
-        self, piece: Tensor, position: int, window: SegmentWindow, memory: MemoryState
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run all steps over a segment; return hidden states (S, B, T, D) and halting logits (S, B, T) of each step.
+    def unroll(
+        self, x: Tensor, here: Places, positions: Tensor, window: UnrolledWindow, memory: MemoryState
+    ) -> Unrolled:
+        """Run all ponder steps with the embedded tokens `x` (N, D) at the places `here`, differentiably.
 
-        With them come the steps that each token would have run at inference and its memory hits, both (B, T).
+        `positions` (N,) are the tokens' places in their texts.
         """
-        past = self.config.segment_len if position else 0
-        here = places.everywhere((piece.shape[0], piece.shape[1]), past, piece.device)
-        h = self.embedding(piece).flatten(0, 1)
-        angles = self._angles(here, position, h.dtype)
-        steps, going_on = torch.ones_like(piece), h.new_ones(piece.shape)
-        hits = h.new_zeros(piece.shape)
+        angles = self._angles(positions, x.dtype)
+        h, steps = x, torch.ones(here.shape, dtype=torch.int64, device=x.device)
+        going_on, hits = x.new_ones(here.shape), x.new_zeros(here.shape)
         hiddens, halting = list[Tensor](), list[Tensor]()
+        window.active = None
         for step in range(self.config.train_ponder_steps):
             h, found = self._pass(h, step, here, angles, window, memory)
             if step == 0 and found is not None:
                 hits = found.detach().view_as(hits)
-            hiddens.append(h.unflatten(0, piece.shape))
+            hiddens.append(h.unflatten(0, here.shape))
             halting.append(self.halting(hiddens[-1]))
             going_on = going_on * torch.sigmoid(-halting[-1].detach().float())
             active = ~halts(1 - going_on, self.config.halt_threshold)
             window.active = None if active.all() else active
             if step < self.config.train_ponder_steps - 1:
                 steps = steps + active
-        return torch.stack(hiddens), torch.stack(halting), steps, hits
+        return Unrolled(torch.stack(hiddens), torch.stack(halting), steps, hits)
 
     def _pass(
         self, x: Tensor, step: int, here: Places, angles: Rotation, window: Window, memory: MemoryState
@@ -268,9 +305,8 @@ class TinyTitan(nn.Module):
         recalled, hits = zip(*parts, strict=True)
         return torch.cat([x.flatten(0, 1) for x in recalled]), torch.cat([x.flatten() for x in hits])
 
-    def _angles(self, here: Places, position: int, dtype: torch.dtype) -> Rotation:
-        head_dim = self.config.d_model // self.config.n_heads
-        return rotation(here.columns + position, head_dim, self.config.rope_theta, dtype)
+    def _angles(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        return rotation(positions, self.config.d_model // self.config.n_heads, self.config.rope_theta, dtype)
 
     def _surprise(self, piece: Tensor, outputs: Tensor, prediction: Tensor | None) -> Tensor:
         """Return the nats of the tokens `piece` (B, T), the first of them under the `prediction` made before it."""
@@ -318,7 +354,7 @@ def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
     return -torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens)
 
 
-def _at_step(values: Tensor, steps: Tensor) -> Tensor:
+def at_step(values: Tensor, steps: Tensor) -> Tensor:
     """Return of `values` (S, B, T, ...), one per ponder step, those after the last of each token's `steps` (B, T)."""
     index = (steps - 1).view(1, *steps.shape, *[1] * (values.dim() - 3)).expand(1, *values.shape[1:])
     return values.gather(0, index).squeeze(0)

@@ -28,6 +28,12 @@ class Window(Protocol):
         """Store `x` (N, D) and return, for each token, those of the tokens 3, 2, 1 and 0 places back, (N, D) each."""
 
 
+class UnrolledWindow(Window, Protocol):
+    """A window in which all tokens run every step."""
+
+    active: Tensor | None  # (B, T), tokens that have not halted before the coming step; None where none has
+
+
 class CachedWindow:
     """A window of fixed size. Places below `segment_len` hold the segment before, those above the current one."""
 
@@ -77,6 +83,15 @@ class CachedWindow:
         inputs[places.rows, columns] = x
         return [inputs[places.rows, columns - back] for back in range(CONV_WIDTH - 1, 0, -1)] + [x]
 
+    def seen(self, step: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (B, H, W, K) that the next token sees at a ponder step."""
+        window = slice(self._end - self.past, self._end)
+        return self.keys[step, layer][:, :, window], self.values[step, layer][:, :, window]
+
+    def seen_inputs(self, step: int) -> Tensor:
+        """Return what `latest` stored of the tokens that the next one sees, (B, W, D)."""
+        return self.inputs[step][:, self._end - self.past : self._end]
+
     def settle(self, step: int, places: Places) -> None:
         """Let the tokens at `places` stand in all later steps with what they have at `step`."""
         rows, columns = places.rows, places.columns + self._end
@@ -123,10 +138,7 @@ class SegmentWindow:
             k_then, v_then = self._current[step - 1, layer]
             k, v = torch.where(seen, k, k_then), torch.where(seen, v, v_then)
         self._current[step, layer] = k, v
-        if (step, layer) in self._before:
-            k_before, v_before = self._before[step, layer]
-            k, v = torch.cat([k_before, k], dim=2), torch.cat([v_before, v], dim=2)
-        return _flat([attend(q, k, v, places.groups[0].mask)])
+        return _flat([attend(q, *self.seen(step, layer), places.groups[0].mask)])
 
     def latest(self, step: int, places: Places, x: Tensor) -> list[Tensor]:
         """Store `x` (N, D) and return, for each token, those of the tokens 3, 2, 1 and 0 places back, (N, D) each."""
@@ -137,6 +149,18 @@ class SegmentWindow:
         before = self._inputs_before.get(step, seen.new_zeros(seen.shape[0], back, seen.shape[2]))[:, -back:]
         padded = torch.cat([before, seen], dim=1)
         return [padded[:, i : i + seen.shape[1]].flatten(0, 1) for i in range(back)] + [x]
+
+    def seen(self, step: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (B, H, W, K) of the segment before and the current one at a ponder step."""
+        if (step, layer) not in self._before:
+            return self._current[step, layer]
+        (k_before, v_before), (k, v) = self._before[step, layer], self._current[step, layer]
+        return torch.cat([k_before, k], dim=2), torch.cat([v_before, v], dim=2)
+
+    def seen_inputs(self, step: int) -> Tensor:
+        """Return what `latest` stored of the tokens of both segments, (B, W, D)."""
+        parts = [self._inputs_before[step]] if step in self._inputs_before else []
+        return torch.cat([*parts, self._inputs[step]], dim=1)
 
     def advance(self) -> None:
         """Start the next segment."""
