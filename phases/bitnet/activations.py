@@ -1,0 +1,71 @@
+"""Activations in int8, as explicit objects: the same one quantises in training, in the reference and in an export.
+
+`PER_TOKEN` is BitNet's (Ma et al. 2024): one scale for a token. `BLOCK_128` has one for every 128 columns, which is
+what ONNX Runtime's 2-bit kernels compute; a model is trained with what it will be run with.
+
+Shapes: (..., K) activations, C blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+Name = Literal["block128", "per_token"]
+MOST = 127
+_LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Integer activations: their product with the scale is the value."""
+
+    codes: Tensor  # (..., C, width), int8
+    scale: Tensor  # (..., C, 1), fp32
+
+
+@dataclass(frozen=True)
+class ActivationQuantiser:
+    """One scale for each `size` columns; for all of them where that is None."""
+
+    size: int | None
+
+    def quantise(self, x: Tensor) -> Quantised:
+        """Return integer activations of `x` (..., K), K padded with zeros to whole blocks."""
+        codes, scale = self._blocks(x)
+        return Quantised(codes.to(torch.int8), scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` (..., K) as its quantised values, with the gradient of the identity (straight-through)."""
+        quantised: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
+        return quantised
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the quantised values of `x` (..., K), without a gradient."""
+        codes, scale = self._blocks(x.detach())
+        return codes.mul_(scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+    def _blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.size or x.shape[-1]
+        blocks = F.pad(x.float(), (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+        scale = blocks.abs().amax(-1, keepdim=True).clamp_min_(_LEAST).div_(MOST)
+        return (blocks / scale).round_().clamp_(-MOST, MOST), scale
+
+
+BLOCK_128, PER_TOKEN = ActivationQuantiser(128), ActivationQuantiser(None)
+QUANTISERS: dict[Name, ActivationQuantiser] = {"block128": BLOCK_128, "per_token": PER_TOKEN}
+
+
+class _StraightThrough(Function):
+    """The quantised values forward, the identity backward; nothing is saved in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantiser: ActivationQuantiser) -> Tensor:
+        return quantiser.values(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
