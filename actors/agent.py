@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from phases import storage
 from phases.modeldir import folder_name
 from recovery.commits import Commits
+from recovery.faults import hook
 
 NAMESPACE = "agent-forge"
 
@@ -77,7 +78,9 @@ class Agent:
         self.report(task.id, 0, 0, {})
         arguments = task.arguments | dict(zip(task.inputs, inputs, strict=True))
         report = await asyncio.to_thread(getattr(self, task.method), task.id, **arguments)
+        hook("task.worked", self.phase, task.id)
         Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name)
+        hook("task.committed", self.phase, task.id)
         return report
 
     async def deliver(self, task: Task, attempt: Attempt, *inputs: Any) -> tuple[Any, None]:
@@ -102,6 +105,7 @@ class Agent:
 
     def report(self, task: str, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Note progress; work calls this from its own thread."""
+        hook("progress", self.phase, task, step)
         self._progress = Progress(task, step, steps, metrics, self._progress.beats + 1)
 
     def log_metrics(self, file: str, record: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from phases.corpus.prepare import prepare
 from phases.training.loop import StepReport
 from phases.training.state import TrainState
 from recovery.checkpoints import Checkpoints
+from recovery.faults import hook
 
 _RECORDS = 200  # metric records per training run, whatever its number of steps
 
@@ -72,6 +73,7 @@ class Pretrainer(Agent):
     def evaluate(self, task: str, role: str, config: CognateConfig, seed: int) -> None:
         """Measure the model; the findings are in the run directory."""
         torch.set_num_threads(config.training.threads)
+        hook("evaluate", role)
         phase.evaluate(self.run_uri, role, config, seed)
 
 

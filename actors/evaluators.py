@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from phases.evomerge.engine import Candidate
 from phases.evomerge.errors import MergeError
 from phases.evomerge.fitness import Measured
+from recovery.faults import hook
 
 _POLL_SECONDS = 1.0
 
@@ -63,6 +64,7 @@ class EvaluatorPool:
         self._busy.clear()
 
     def _start(self, actor: Any, job: _Job) -> None:
+        hook("evaluator.send", job.candidate.generation, job.candidate.slot)
         job.attempts += 1
         job.started = time.monotonic()
         self._busy[actor.measure.remote(dict(job.candidate.genome))] = actor, job

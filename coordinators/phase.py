@@ -24,6 +24,7 @@ from actors.agent import Agent, Attempt, Progress, Task, spawn
 from phases.errors import ConfigError, ForgeError
 from recovery.classify import Classifier
 from recovery.commits import Commits
+from recovery.faults import hook
 from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
 from recovery.supervision import Pulse, SupervisionSettings
 
@@ -127,6 +128,7 @@ class PhaseCoordinator:
             factor = decision.learning_rate_factor
 
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
+        hook("attempt", self.phase, task.id)
         epoch = self.commits.begin(f"{self.phase}/{task.id}")
         self._busy.add(task.agent)
         watcher: asyncio.Task[None] | None = None
@@ -140,6 +142,7 @@ class PhaseCoordinator:
             self._busy.discard(task.agent)
             if watcher is not None:
                 watcher.cancel()
+        hook("attempted", self.phase, task.id)
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
 

@@ -16,6 +16,7 @@ from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
 from phases.modeldir import folder_name
+from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
 
@@ -51,8 +52,10 @@ class PipelineCoordinator:
             if result is None:
                 self._emit("phase_started", phase=phase)
                 result = await COORDINATORS[phase](self.context, self.config).run()
+                hook("phase.done", phase)
                 sealed = rundir.write_result(self.run_uri, result)
                 self.journal.append("phase_finished", phase=phase, result_sha256=sealed)
+                hook("phase.sealed", phase)
             self._emit("phase_finished", phase=phase)
         assert result is not None
         return result

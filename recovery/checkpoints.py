@@ -12,6 +12,7 @@ from typing import Any
 
 from phases import storage
 from phases.errors import ArtifactError
+from recovery.faults import hook
 
 MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Checkpoints:
             storage.write_bytes(storage.join(folder, name), data)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         storage.write_json(storage.join(folder, MANIFEST), {"step": step, "files": hashes, "meta": meta})
+        hook("checkpoint", meta.get("role", ""), step, folder=folder)
         for name in storage.names(self.uri)[: -self.keep]:
             storage.remove(storage.join(self.uri, name))
 
