@@ -9,18 +9,22 @@ import torch
 from ray import tune
 
 from actors.agent import Agent
+from actors.evaluators import EvaluatorPool
 from actors.island import Workers, run_islands
 from phases.contract import PhaseResult
 from phases.evomerge import phase
 from phases.evomerge.candidate import Positions
 from phases.evomerge.config import EvoMergeConfig
+from phases.evomerge.engine import Candidate
 from phases.evomerge.evaluate import Evaluator
+from phases.evomerge.finals import entrants
 from phases.evomerge.fitness import Measured
 from phases.evomerge.ledger import Ledger, Lost
-from phases.evomerge.search import FOLDER, ledger_folder, read_search, replay, summary, write_search
+from phases.evomerge.search import FOLDER, ledger_folder, read_search, replay, write_search
 from phases.evomerge.shared import from_arrays, to_arrays
 from phases.evomerge.space import Genome
 from phases.probes import RunFiles
+from recovery.faults import hook
 
 _REPORTED = ("best_fitness", "average_fitness", "diversity", "perplexity", "accuracy", "stale", "lost", "failures")
 
@@ -36,6 +40,7 @@ class MergeEvaluator:
 
     def measure(self, expressed: Genome) -> Measured:
         """Return the measurement of a candidate."""
+        hook("measure", self.evaluator.key(expressed))
         return self.evaluator.recorded(expressed, self.positions, self.ledger)
 
     def lose(self, expressed: Genome, reason: str) -> None:
@@ -79,11 +84,26 @@ def evolve(
     if read_search(files.uri) is not None:
         return
     search = phase.prepare(files, config, seed)
-    others = {name: value for name, value in vars(search.evaluator).items() if name != "parents"}
-    arguments = (ray.put(to_arrays(search.evaluator.parents)), others, ledger_folder(files.uri))
-    run_islands(search.plan, Workers(worker, arguments, cpus, gpus), files.path(f"{FOLDER}/tune"), callbacks)
-    engines = replay(search.plan, search.evaluator, Ledger(ledger_folder(files.uri)))
-    write_search(files.uri, summary(engines), config.checkpoint_every)
+    arrays, ledger = ray.put(to_arrays(search.evaluator.parents)), Ledger(ledger_folder(files.uri))
+
+    def workers(evaluator: Evaluator) -> Workers:
+        others = {name: value for name, value in vars(evaluator).items() if name != "parents"}
+        return Workers(worker, (arrays, others, ledger.folder), cpus, gpus)
+
+    run_islands(search.plan, workers(search.evaluator), files.path(f"{FOLDER}/tune"), callbacks)
+    everyone = replay(search.plan, search.evaluator, ledger).everyone
+    _measure(entrants(search.plan, everyone), workers(search.judge), config)
+    write_search(files.uri, phase.finish_search(files, config, seed), config.checkpoint_every)
+
+
+def _measure(genomes: Sequence[Genome], workers: Workers, config: EvoMergeConfig) -> None:
+    """Have expressed genomes measured side by side; what is found is in the ledger."""
+    pool = EvaluatorPool(workers.spawn, config.workers, attempts=config.attempts, timeout=config.timeout)
+    try:
+        for _ in pool.measure([Candidate(0, slot, genome) for slot, genome in enumerate(genomes)]):
+            pass
+    finally:
+        pool.stop()
 
 
 class _Reports(tune.Callback):

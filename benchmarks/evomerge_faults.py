@@ -72,6 +72,7 @@ def _config(workers: int) -> EvoMergeConfig:
         {
             "evolution": {"generations": 8, "patience": None},
             "data": {"text_tokens": 512, "streams": 8, "task_instances": 4},
+            "finals": {"entrants": 4, "data": {"text_tokens": 1024, "streams": 8, "task_instances": 8}},
             "workers": workers,
             "checkpoint_every": 2,
         }

@@ -31,9 +31,10 @@ from phases.corpus.prepare import prepare
 from phases.evomerge import phase
 from phases.evomerge.candidate import Positions
 from phases.evomerge.config import EvoMergeConfig
-from phases.evomerge.engine import EvoEngine, EvolutionConfig
+from phases.evomerge.engine import EvoEngine, EvolutionConfig, Individual
 from phases.evomerge.errors import MergeError
 from phases.evomerge.evaluate import sample_model
+from phases.evomerge.finals import decide, entrants
 from phases.evomerge.fitness import FitnessRows, Measured, fitness
 from phases.evomerge.genome import uniform
 from phases.evomerge.heldout import held_out_rows
@@ -42,6 +43,7 @@ from phases.evomerge.space import Choice, Genome, Space, Value
 from phases.probes import RunFiles
 
 _KEPT = FOLDER.parent / "bench-results"
+_FINALS = 4  # data of the finals over the search's
 _TIE = 0.005  # fitness; the tolerance of the phase's claim
 _RIVALS = ("cma-es", "pymoo GA", "random search", "best parent", "uniform average")
 Vector = npt.NDArray[np.float64]
@@ -126,9 +128,11 @@ class _Problem:
 
 
 def _config(budget: int) -> EvoMergeConfig:
-    evolution = EvolutionConfig(generations=1 + (budget - 8) // 6, patience=None)
-    data = {"text_tokens": 512, "streams": 4, "task_instances": 4}
-    return EvoMergeConfig.model_validate({"evolution": evolution, "data": data})
+    """Return a search whose evaluations, with those of the finals at what their data costs, are the budget's."""
+    data = {"text_tokens": 1024, "streams": 8, "task_instances": 6}
+    finals = {"entrants": 7, "data": {name: _FINALS * value for name, value in data.items()}}
+    evolution = EvolutionConfig(generations=1 + (budget - 8 * _FINALS - 8) // 6, patience=None)
+    return EvoMergeConfig.model_validate({"evolution": evolution, "data": data, "finals": finals})
 
 
 def _contest(run: str, ledger: str, budget: int, seed: int) -> dict[str, float]:
@@ -149,7 +153,8 @@ def _contest(run: str, ledger: str, budget: int, seed: int) -> dict[str, float]:
     found |= {"best parent": search.plan.initial[0], "uniform average": uniform(names, best)}
     corpus = Corpus.open(Path(run) / rundir.CORPUS)
     rows = held_out_rows(corpus, config, 0)
-    measured = {name: _held_out(search, genome, rows) for name, genome in found.items()}
+    expressed = search.plan.space.expressed
+    measured = {n: _held_out(search, g if n == "ours" else expressed(g), rows) for n, g in found.items()}
     reference = measured["best parent"]
     scores = {name: fitness(value, reference, config.fitness, rows.answer_tokens) for name, value in measured.items()}
     progress(f"seed {seed}: " + "  ".join(f"{name} {score:.4f}" for name, score in scores.items()))
@@ -157,18 +162,21 @@ def _contest(run: str, ledger: str, budget: int, seed: int) -> dict[str, float]:
 
 
 def _held_out(search: phase.Search, genome: Genome, rows: FitnessRows) -> Measured:
-    config, tensors = search.evaluator.build(search.plan.space.expressed(genome))
+    config, tensors = search.evaluator.build(genome)
     return sample_model(config, tensors, rows).measured()
 
 
 def _ours(problem: _Problem, budget: int, seed: int) -> Genome:
-    plan = problem.search.plan
+    plan, everyone = problem.search.plan, list[Individual]()
     engine = EvoEngine(plan.space, _config(budget).evolution, seed, plan.initial)
     while candidates := engine.ask():
         for candidate in candidates:
-            engine.tell(candidate.slot, plan.outcome(problem.measure(candidate.genome)))
-    assert engine.best is not None
-    return engine.best.genome
+            told = plan.outcome(problem.measure(candidate.genome))
+            everyone.append(Individual(candidate.genome, told))
+            engine.tell(candidate.slot, told)
+    for genome in entrants(plan, everyone):
+        problem.search.judge.recorded(genome, problem.positions, problem.ledger)
+    return decide(plan, problem.search.judge, everyone, problem.ledger)[0].genome
 
 
 def _random(problem: _Problem, budget: int, seed: int) -> Genome:

@@ -47,6 +47,16 @@ class RaceConfig(Settings):
     )
 
 
+class FinalsConfig(Settings):
+    """Measuring the best of a search again before one of them wins."""
+
+    entrants: int = Field(default=8, ge=1, description="best candidates of the search that are measured again")
+    data: FitnessData = Field(
+        default=FitnessData(text_tokens=16_384, task_instances=64),
+        description="of the validation split, behind the text that the search uses, and questions of its own",
+    )
+
+
 class EvoMergeConfig(Settings):
     """Phase 2. The search's own settings are under `evolution`."""
 
@@ -56,6 +66,7 @@ class EvoMergeConfig(Settings):
     )
     fitness: FitnessWeights = FitnessWeights()
     data: FitnessData = FitnessData()
+    finals: FinalsConfig = FinalsConfig()
     held_out: FitnessData = Field(
         default=FitnessData(text_tokens=16_384, task_instances=32),
         description="what claims are measured on; of the test split, which fitness never sees",

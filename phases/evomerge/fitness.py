@@ -66,15 +66,17 @@ class FitnessRows:
         return FitnessRows(self.text[: max(1, round(share * len(self.text)))], questions)
 
 
-def fitness_rows(corpus: Corpus, data: FitnessData, split: str, seed: int) -> FitnessRows:
-    """Return the first tokens of a split, cut into streams, and instances of every task from that split.
+def fitness_rows(corpus: Corpus, data: FitnessData, split: str, seed: int, skip: int = 0) -> FitnessRows:
+    """Return tokens of a split behind the first `skip`, cut into streams, and instances of every task from that split.
 
     Raises `ArtifactError` where the split is too short.
     """
-    tokens = corpus.tokens(split)[: data.text_tokens]
+    tokens = corpus.tokens(split)[skip : skip + data.text_tokens]
     length = len(tokens) // data.streams
     if length < 2:
-        raise ArtifactError(f"{split} split has {len(tokens)} tokens, too few for {data.streams} streams")
+        raise ArtifactError(
+            f"{split} split has {len(tokens)} tokens behind the first {skip}, too few for {data.streams} streams"
+        )
     text = tokens[: length * data.streams].reshape(data.streams, length).astype(np.int64)
     prompts, answers = list[list[int]](), list[list[int]]()
     for task in sorted(TASKS):

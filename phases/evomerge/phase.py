@@ -5,7 +5,7 @@ The search itself runs on Ray, elsewhere.
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,13 +19,14 @@ from phases.contract import Baseline, Claim, ModelRef, PhaseResult, Probe
 from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
 from phases.evomerge.candidate import Parents, Positions
-from phases.evomerge.config import EvoMergeConfig
+from phases.evomerge.config import EvoMergeConfig, FitnessData
 from phases.evomerge.evaluate import Evaluator, Race, sample_model
+from phases.evomerge.finals import decide
 from phases.evomerge.fitness import best_of, fitness_rows
 from phases.evomerge.genome import first_genomes, identity, merge_space
 from phases.evomerge.heldout import HeldOut, held_out
 from phases.evomerge.ledger import Ledger
-from phases.evomerge.search import FOLDER, RESULTS, SearchPlan, ledger_folder, read_search
+from phases.evomerge.search import FOLDER, RESULTS, SearchPlan, ledger_folder, read_search, replay, summary
 from phases.evomerge.space import Genome
 from phases.evomerge.statistics import diagonal_fisher_of, gram_matrices
 from phases.probes import RunFiles, claim, measure
@@ -36,10 +37,11 @@ _STATISTICS_LENGTH = 128  # tokens of a row that Fisher and RegMean are measured
 
 @dataclass(frozen=True)
 class Search:
-    """A plan and what measures its candidates."""
+    """A plan, what measures its candidates, and what measures those of the finals."""
 
     plan: SearchPlan
     evaluator: Evaluator
+    judge: Evaluator
 
 
 def prepare(files: RunFiles, config: EvoMergeConfig, seed: int) -> Search:
@@ -68,7 +70,13 @@ def _prepare(run: str, config: EvoMergeConfig, seed: int) -> Search:
     corpus, loaded = _corpus(run), load_parents(run)
     rows = fitness_rows(corpus, config.data, "validation", seed)
     parents = _parents(loaded, corpus, config, seed)
-    evaluator = Evaluator(parents, rows, seed, config.guard, _fingerprint(loaded, corpus, config))
+    evaluator = Evaluator(parents, rows, seed, config.guard, _fingerprint(loaded, corpus, config, config.data))
+    more, seen = config.finals.data, config.data.text_tokens
+    judge = replace(
+        evaluator,
+        rows=fitness_rows(corpus, more, "validation", child_seed(seed, "evomerge", "finals"), skip=seen),
+        fingerprint=_fingerprint(loaded, corpus, config, more, skip=seen),
+    )
     positions, ledger = Positions(parents, seed), Ledger(ledger_folder(run))
     measured = {n: evaluator.recorded(identity(parents.names, n), positions, ledger) for n in parents.names}
     best = best_of(measured, config.fitness, rows.answer_tokens)
@@ -84,7 +92,18 @@ def _prepare(run: str, config: EvoMergeConfig, seed: int) -> Search:
         best_parent=measured[best],
         answer_tokens=rows.answer_tokens,
     )
-    return Search(plan, evaluator)
+    return Search(plan, evaluator, judge)
+
+
+def finish_search(files: RunFiles, config: EvoMergeConfig, seed: int) -> dict[str, Any]:
+    """Return what a search and its finals found, as JSON values, from the ledger alone; measures nothing.
+
+    Raises `ArtifactError` where the ledger lacks a measurement.
+    """
+    search, ledger = prepare(files, config, seed), Ledger(ledger_folder(files.uri))
+    done = replay(search.plan, search.evaluator, ledger)
+    finalists = decide(search.plan, search.judge, done.everyone, ledger)
+    return asdict(finalists[0]) | summary(done.engines) | {"finals": [asdict(finalist) for finalist in finalists]}
 
 
 def load_parents(run: str) -> dict[str, LoadedModel]:
@@ -108,7 +127,8 @@ def finish(files: RunFiles, config: EvoMergeConfig, seed: int, start: datetime) 
         phase="evomerge",
         model=ref,
         metrics={
-            "evomerge/search_fitness": found["fitness"],
+            "evomerge/search_fitness": found["search_fitness"],
+            "evomerge/finals_fitness": found["fitness"],
             "evomerge/held_out_gain_low": low,
             "evomerge/held_out_gain_high": high,
         },
@@ -157,11 +177,13 @@ def _parents(loaded: dict[str, LoadedModel], corpus: Corpus, config: EvoMergeCon
     )
 
 
-def _fingerprint(loaded: dict[str, LoadedModel], corpus: Corpus, config: EvoMergeConfig) -> str:
+def _fingerprint(
+    loaded: dict[str, LoadedModel], corpus: Corpus, config: EvoMergeConfig, data: FitnessData, skip: int = 0
+) -> str:
     content = {
         "models": {role: model.ref.sha256 for role, model in loaded.items()},
         "corpus": storage.read_json(str(corpus.folder / "corpus.json"))["files"],
-        "data": config.data.model_dump(),
+        "data": data.model_dump() | {"skip": skip},
         "statistics": config.statistics_rows,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-from phases.evomerge import phase, search
+from phases.evomerge import phase
 from phases.evomerge.config import EvoMergeConfig
-from phases.evomerge.ledger import Ledger
 from phases.probes import Measurement, RunFiles, probe
 
 
@@ -22,7 +21,5 @@ def search_found(files: RunFiles, quantity: str, config: dict[str, Any], seed: i
     """Return the generations or the diversity of the search, replayed from the ledger; no candidate is measured."""
     key = ("evomerge/search", seed, json.dumps(config, sort_keys=True))
     if key not in files.cache:
-        prepared = phase.prepare(files, EvoMergeConfig.model_validate(config), seed)
-        ledger = Ledger(search.ledger_folder(files.uri))
-        files.cache[key] = search.summary(search.replay(prepared.plan, prepared.evaluator, ledger))
+        files.cache[key] = phase.finish_search(files, EvoMergeConfig.model_validate(config), seed)
     return Measurement(float(files.cache[key][quantity]))

@@ -11,7 +11,7 @@ from typing import Any
 from phases import rundir, storage
 from phases.errors import ArtifactError
 from phases.evomerge.config import EvoMergeConfig
-from phases.evomerge.engine import EvoEngine, Outcome
+from phases.evomerge.engine import EvoEngine, Individual, Outcome
 from phases.evomerge.evaluate import Evaluator
 from phases.evomerge.fitness import Measured, outcome
 from phases.evomerge.ledger import Ledger, Lost
@@ -38,11 +38,17 @@ class SearchPlan:
         seed = child_seed(self.seed, "evomerge", "island", island)
         return EvoEngine(self.space, self.config.evolution, seed, self.initial)
 
-    def outcome(self, measured: Measured | None) -> Outcome:
-        """Return what the engine is told of a measurement; None is a lost candidate."""
+    def outcome(
+        self, measured: Measured | None, best_parent: Measured | None = None, answer_tokens: int | None = None
+    ) -> Outcome:
+        """Return what is made of a measurement; None is a lost candidate.
+
+        `best_parent` and `answer_tokens` are the search's own unless others are given.
+        """
         if measured is None:
             return Outcome(lost=True)
-        return outcome(measured, self.best_parent, self.config.fitness, self.answer_tokens)
+        reference, questions = best_parent or self.best_parent, answer_tokens or self.answer_tokens
+        return outcome(measured, reference, self.config.fitness, questions)
 
 
 def ledger_folder(run: str) -> str:
@@ -50,10 +56,18 @@ def ledger_folder(run: str) -> str:
     return storage.join(run, f"{FOLDER}/ledger")
 
 
-def replay(plan: SearchPlan, evaluator: Evaluator, ledger: Ledger) -> list[EvoEngine]:
-    """Return the finished engines of all islands. Raises `ArtifactError` where the ledger lacks a measurement."""
-    engines = [plan.engine(island) for island in range(plan.config.islands)]
-    for engine in engines:
+@dataclass(frozen=True)
+class Replay:
+    """The finished engines of all islands, and everyone that they were told of."""
+
+    engines: list[EvoEngine]
+    everyone: list[Individual]
+
+
+def replay(plan: SearchPlan, evaluator: Evaluator, ledger: Ledger) -> Replay:
+    """Return the search that the ledger holds. Raises `ArtifactError` where it lacks a measurement."""
+    done = Replay([plan.engine(island) for island in range(plan.config.islands)], [])
+    for engine in done.engines:
         while candidates := engine.ask():
             for candidate in candidates:
                 entry = ledger.get(evaluator.key(plan.space.expressed(candidate.genome)))
@@ -62,32 +76,30 @@ def replay(plan: SearchPlan, evaluator: Evaluator, ledger: Ledger) -> list[EvoEn
                         f"{ledger.folder}: no measurement of generation {candidate.generation}, slot {candidate.slot}; "
                         "the search is not finished or its ledger is damaged"
                     )
-                engine.tell(candidate.slot, plan.outcome(None if isinstance(entry, Lost) else entry))
-    return engines
+                told = plan.outcome(None if isinstance(entry, Lost) else entry)
+                done.everyone.append(Individual(candidate.genome, told))
+                engine.tell(candidate.slot, told)
+    return done
 
 
 def summary(engines: Sequence[EvoEngine]) -> dict[str, Any]:
-    """Return what the searches found, as JSON values. Raises `ArtifactError` where every candidate was lost."""
+    """Return how the searches went, as JSON values. Raises `ArtifactError` where every candidate was lost."""
     found = [(engine.best.outcome.fitness, -i, engine) for i, engine in enumerate(engines) if engine.best is not None]
     if not found:
         raise ArtifactError("every candidate was lost; the entries of the ledger say why")
-    winner = max(found)[2]
-    assert winner.best is not None
+    best = max(found)[2]
     return {
-        "genome": winner.space.expressed(winner.best.genome),
-        "fitness": winner.best.outcome.fitness,
-        "metrics": winner.best.outcome.metrics,
-        "generations": len(winner.history),
-        "diversity": winner.history[-1].diversity,
-        "history": [asdict(generation) for generation in winner.history],
+        "generations": len(best.history),
+        "diversity": best.history[-1].diversity,
+        "history": [asdict(generation) for generation in best.history],
         "islands": [engine.history[-1].best_fitness for engine in engines],
         "front": [
             {
-                "genome": winner.space.expressed(individual.genome),
+                "genome": best.space.expressed(individual.genome),
                 "objectives": list(individual.outcome.objectives),
                 "fitness": individual.outcome.fitness,
             }
-            for individual in winner.front
+            for individual in best.front
         ],
     }
 
