@@ -2,6 +2,10 @@
 
 A write goes to a temporary name and is then moved into place, so that a reader never sees half a file. A plain path is
 a local file. `create` is the one conditional write: it fails if the object exists, which is what commits rely on.
+
+When a call returns, what it wrote survives a power failure, unless it says otherwise. That costs a flush of the disk
+for the bytes and one for the name; on filesystems that commit both together (ext4, xfs), one is enough for those who
+can tell whether what they read is whole.
 """
 
 import hashlib
@@ -9,7 +13,9 @@ import json
 import os
 import posixpath
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -19,6 +25,10 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from phases.errors import ArtifactError
+
+_ORDERED = ("ext4", "xfs")  # there, flushing a file also commits its names and the folders that they are in
+_UNNAMED = getattr(os, "O_TMPFILE", 0)
+_MODE = 0o666  # less the umask, as `open` does
 
 
 def _resolve(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -45,6 +55,11 @@ def is_local(uri: str) -> bool:
 def names(uri: str) -> list[str]:
     """Return the sorted names in a directory, temporary ones left out; empty where there is no directory."""
     fs, path = _resolve(uri)
+    if isinstance(fs, LocalFileSystem):
+        try:
+            return sorted(name for name in os.listdir(path) if not name.startswith(".tmp-"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     if not fs.isdir(path):
         return []
     fs.invalidate_cache(path)
@@ -64,35 +79,50 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Put `data` at `uri` atomically: flushed under a temporary name, then renamed."""
     fs, path = _resolve(uri)
-    temporary = _temporary_beside(fs, path)
     if isinstance(fs, LocalFileSystem):
-        _write_and_sync(temporary, data)
-        os.replace(temporary, path)
-        _sync_directory(posixpath.dirname(path))
+        _write_local(path, data)
     else:
+        temporary = _temporary_beside(path)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(temporary, data)
         fs.mv(temporary, path)
 
 
-def create(uri: str, data: bytes) -> bool:
-    """Put `data` at `uri` only if nothing is there; return whether this call created it."""
+def create(uri: str, data: bytes, *, checked: bool = False, durable: bool = True) -> bool:
+    """Put `data` at `uri` only if nothing is there; return whether this call created it.
+
+    Say `checked` where readers can tell whether the content is whole, and pass over it where it is not: this may save
+    a flush, and a power failure before the call returns may leave the name with less than `data`. What is not
+    `durable` is there for all processes at once, and certain to survive a power failure only later.
+    """
     fs, path = _resolve(uri)
     if isinstance(fs, LocalFileSystem):
-        temporary = _temporary_beside(fs, path)
-        _write_and_sync(temporary, data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
-        _sync_directory(posixpath.dirname(path))
-        return True
+        return _create_local(path, data, checked, durable)
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
     return True
+
+
+def sync(uri: str) -> None:
+    """Make durable what another process may have created a moment ago; nothing to do on other than local disks."""
+    fs, path = _resolve(uri)
+    if isinstance(fs, LocalFileSystem):
+        _sync_path(path)
+        if not _is_ordered(posixpath.dirname(path)):
+            _sync_path(posixpath.dirname(path))
+
+
+def move(uri: str, to: str) -> None:
+    """Give a file another name in the same filesystem."""
+    fs, path = _resolve(uri)
+    target = _resolve(to)[1]
+    if isinstance(fs, LocalFileSystem):
+        os.replace(path, target)
+        _sync_path(posixpath.dirname(target))
+    else:
+        fs.mv(path, target)
 
 
 def remove(uri: str) -> None:
@@ -168,22 +198,104 @@ def upload_folder(folder: Path, uri: str) -> None:
             fs.put_file(str(file), f"{path}/{file.relative_to(folder)}")
 
 
-def _temporary_beside(fs: AbstractFileSystem, path: str) -> str:
+def _temporary_beside(path: str) -> str:
     folder, name = posixpath.split(path)
-    fs.makedirs(folder, exist_ok=True)
     return posixpath.join(folder, f".tmp-{name}-{uuid.uuid4().hex[:8]}")
 
 
-def _write_and_sync(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_local(path: str, data: bytes) -> None:
+    folder, temporary = posixpath.dirname(path), _temporary_beside(path)
+    made = _make_folder(folder)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folders(folder, made)
 
 
-def _sync_directory(path: str) -> None:
+def _create_local(path: str, data: bytes, checked: bool, durable: bool) -> bool:
+    folder = posixpath.dirname(path)
+    made = _make_folder(folder)
+    at_once = checked and _is_ordered(folder)
+    with _unnamed_file(path) as (descriptor, name):
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        if durable and not at_once:
+            os.fsync(descriptor)
+        try:
+            os.link(name, path, src_dir_fd=descriptor, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        if durable and at_once:
+            os.fsync(descriptor)
+    if durable and not at_once:
+        _sync_folders(folder, made)
+    return True
+
+
+@contextmanager
+def _unnamed_file(path: str) -> Iterator[tuple[int, str]]:
+    """Yield the descriptor of a new file and what to link it by; it leaves nothing behind if it is not linked.
+
+    Where there are no files without a name, it has a temporary one for a while.
+    """
+    named = False
+    try:
+        descriptor = os.open(posixpath.dirname(path), _UNNAMED | os.O_WRONLY, _MODE)
+        name = f"/proc/self/fd/{descriptor}"
+    except OSError:
+        named, name = True, _temporary_beside(path)
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _MODE)
+    try:
+        yield descriptor, name
+    finally:
+        os.close(descriptor)
+        if named:
+            os.unlink(name)
+
+
+def _make_folder(folder: str) -> list[str]:
+    """Make a folder and those above it, and return the ones in which something was made."""
+    missing = list[str]()
+    while folder and not os.path.isdir(folder):
+        missing.append(folder)
+        folder = posixpath.dirname(folder)
+    if missing:
+        os.makedirs(missing[0], exist_ok=True)
+    return [posixpath.dirname(name) for name in missing]
+
+
+def _sync_folders(folder: str, made: list[str]) -> None:
+    """Make the entries in a folder durable, and those that were made in the ones above it."""
+    _sync_path(folder)
+    for above in [] if _is_ordered(folder) else made:
+        _sync_path(above)
+
+
+def _sync_path(path: str) -> None:
     descriptor = os.open(path or ".", os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_ordered(folder: str) -> bool:
+    return _filesystem(os.stat(folder or ".").st_dev) in _ORDERED
+
+
+@lru_cache
+def _filesystem(device: int) -> str:
+    """Return the type of the filesystem with a device number, or nothing where it is not known."""
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        for line in mounts:
+            mount, _, filesystem = line.partition(" - ")
+            if mount.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                return filesystem.split()[0]
+    return ""

@@ -1,6 +1,8 @@
 """Storage behaves alike on a disk and in memory."""
 
 import json
+import os
+import threading
 import uuid
 from pathlib import Path
 
@@ -61,18 +63,91 @@ def test_broken_json_is_named(root: str) -> None:
         storage.read_json(uri)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("operation", ["write_bytes", "create"])
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
     uri = str(tmp_path / "x")
-    storage.write_bytes(uri, b"old")
+    if operation == "write_bytes":
+        storage.write_bytes(uri, b"old")
+    before = list(os.scandir(tmp_path))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("phases.storage.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        storage.write_bytes(uri, b"new")
-    assert Path(uri).read_bytes() == b"old"
-    assert storage.names(str(tmp_path)) == ["x"]
+        getattr(storage, operation)(uri, b"new")
+    assert [entry.name for entry in os.scandir(tmp_path)] == [entry.name for entry in before]
+    assert not before or Path(uri).read_bytes() == b"old"
+
+
+FILE, FOLDER = "file", "folder"
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "options", "steps"),
+    [
+        ("ext4", {"checked": True}, ["link", FILE]),
+        ("ext4", {}, [FILE, "link", FOLDER]),
+        ("nfs4", {"checked": True}, [FILE, "link", FOLDER, FOLDER, FOLDER]),  # with the folders that it made
+        ("nfs4", {}, [FILE, "link", FOLDER, FOLDER, FOLDER]),
+        ("nfs4", {"durable": False}, ["link"]),
+    ],
+)
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_what_is_created_is_flushed_in_the_order_that_its_filesystem_needs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    filesystem: str,
+    options: dict[str, bool],
+    steps: list[str],
+    unnamed: bool,
+) -> None:
+    done, fsync, link = list[str](), os.fsync, os.link
+
+    def note_fsync(descriptor: int) -> None:
+        done.append(FOLDER if os.path.isdir(f"/proc/self/fd/{descriptor}") else FILE)
+        fsync(descriptor)
+
+    def note_link(*arguments: str, **others: object) -> None:
+        done.append("link")
+        link(*arguments, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("phases.storage._filesystem", lambda _: filesystem)
+    monkeypatch.setattr("phases.storage.os.fsync", note_fsync)
+    monkeypatch.setattr("phases.storage.os.link", note_link)
+    if not unnamed:
+        monkeypatch.setattr("phases.storage._UNNAMED", 0)
+    uri = str(tmp_path / "a" / "b" / "x")
+    assert storage.create(uri, b"content", **options)
+    assert done == steps
+    assert not storage.create(uri, b"other", **options)
+    assert os.listdir(tmp_path / "a" / "b") == ["x"]
+    assert Path(uri).read_bytes() == b"content"
+
+
+def test_of_many_that_create_at_once_one_does(tmp_path: Path) -> None:
+    created = list[bytes]()
+
+    def compete(content: bytes) -> None:
+        if storage.create(str(tmp_path / "deep" / "slot"), content, checked=True):
+            created.append(content)
+
+    threads = [threading.Thread(target=compete, args=(b"%d" % number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(tmp_path / "deep" / "slot").read_bytes()] == created
+
+
+def test_a_file_is_moved(root: str) -> None:
+    storage.write_bytes(storage.join(root, "a"), b"1")
+    storage.sync(storage.join(root, "a"))
+    storage.move(storage.join(root, "a"), storage.join(root, "b"))
+    assert storage.names(root) == ["b"]
+    assert storage.read_bytes(storage.join(root, "b")) == b"1"
 
 
 def test_folders_go_up_and_come_back(root: str, tmp_path: Path) -> None:
