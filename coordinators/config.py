@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from coordinators.alerts import AlertSettings
 from phases import rundir
 from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
@@ -56,6 +57,7 @@ class PipelineConfig(Settings):
     supervision: SupervisionSettings = SupervisionSettings()
     ray: RaySettings = RaySettings()
     tracking: TrackingSettings = TrackingSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @field_validator("phases")
     @classmethod
