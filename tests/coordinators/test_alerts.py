@@ -15,7 +15,7 @@ from phases.errors import ConfigError
 from recovery.journal import Journal
 
 SECRET = "T0KEN/aVerySecretPath"
-QUICK = AlertSettings(send_seconds=0.5)
+PATIENT, HASTY = AlertSettings(send_seconds=20), AlertSettings(send_seconds=0.5)
 
 
 class Hook:
@@ -67,7 +67,7 @@ def everything_below(folder: Path) -> str:
 
 
 def test_an_alert_is_posted_with_its_run_and_text(tmp_path: Path, hook: Hook) -> None:
-    with Alerts(str(tmp_path), QUICK) as alerts:
+    with Alerts(str(tmp_path), PATIENT) as alerts:
         alerts.on_event({"kind": "task_started", "task": "x"})
         alerts.on_event({"kind": "alert", "key": "disk n", "text": "disk runs out", "level": "warning"})
         alerts.send("stopped\nby a fault", level="error")
@@ -90,7 +90,7 @@ def test_one_that_is_not_delivered_is_reported_without_the_url(
         hook.server.socket.close()
     else:
         hook.status = status
-    with Alerts(str(tmp_path), QUICK) as alerts:
+    with Alerts(str(tmp_path), PATIENT if status != 0 else HASTY) as alerts:
         alerts.send("stopped", level="error")
     (failure,) = failures(tmp_path)
     assert failure.startswith("webhook at 127.0.0.1: ")
@@ -101,7 +101,7 @@ def test_one_that_is_not_delivered_is_reported_without_the_url(
 
 def test_nothing_is_sent_unless_asked(tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(WEBHOOK_ENV)
-    with Alerts(str(tmp_path), QUICK) as alerts:
+    with Alerts(str(tmp_path), PATIENT) as alerts:
         alerts.send("stopped")
     assert hook.received == []
     monkeypatch.setenv("OTHER_HOOK", hook.url)
@@ -132,7 +132,7 @@ def test_an_open_wandb_run_has_the_alert(tmp_path: Path, monkeypatch: pytest.Mon
     try:
         publish = run._interface.publish_alert
         monkeypatch.setattr(run._interface, "publish_alert", lambda *given: (told.append(given), publish(*given)))
-        with Alerts(str(tmp_path), QUICK) as alerts:
+        with Alerts(str(tmp_path), PATIENT) as alerts:
             alerts.send("stopped", level="error")
         with Alerts(str(tmp_path), AlertSettings(wandb=False)) as alerts:
             alerts.send("not told")
