@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from phases import storage
 from phases.modeldir import folder_name
-from recovery.commits import Commits
+from recovery.commits import Commits, input_hash
 from recovery.faults import hook
 
 NAMESPACE = "agent-forge"
@@ -72,14 +72,15 @@ class Agent:
     async def run(self, task: Task, attempt: Attempt = Attempt(), *inputs: Any) -> Any:
         """Do a task and return its report once it is committed. `inputs` are the values of `task.inputs`, in order.
 
-        Raises what the work raises, and `StaleEpochError` where another attempt has begun in the meantime.
+        Raises what the work raises, and `FencedError` where another attempt has begun in the meantime.
         """
         self.attempt = attempt
         self.report(task.id, 0, 0, {})
         arguments = task.arguments | dict(zip(task.inputs, inputs, strict=True))
+        worked_on = input_hash(arguments)
         report = await asyncio.to_thread(getattr(self, task.method), task.id, **arguments)
         hook("task.worked", self.phase, task.id)
-        Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name)
+        Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name, worked_on)
         hook("task.committed", self.phase, task.id)
         return report
 

@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from actors.agent import NAMESPACE
 from phases.modeldir import folder_name
 from recovery.classify import Classifier, ErrorClass
+from recovery.commits import FencedError
 from recovery.inbox import Delivery, Inbox, Message, Receipt
-from recovery.segments import FencedError
 
 _WAIT_SECONDS = 5.0
 

@@ -28,10 +28,11 @@ from coordinators.queues import FlowState, Queue, Record
 from phases import storage
 from phases.errors import ArtifactError, ConfigError, ForgeError
 from recovery.circuit_breaker import CircuitBreaker, Transition
+from recovery.commits import FencedError
 from recovery.inbox import Delivery, Receipt
 from recovery.intervals import Intervals
 from recovery.journal import Journal
-from recovery.segments import FencedError, Flags, SegmentLog
+from recovery.segments import Flags, SegmentLog
 from recovery.serialization import Limits, frame, unframe
 
 _LIMITS = Limits(max_bytes=4 << 30)  # of our own records, whose parts were checked before

@@ -25,6 +25,7 @@ import torch
 
 from phases.errors import ArtifactError, BusyError, ConfigError, CorpusError, NumericalError
 from recovery.circuit_breaker import CircuitOpenError
+from recovery.commits import FencedError
 
 _DEPTH = 16  # causes of causes that are looked through; more are a cycle
 _LAST_LINE = re.compile(
@@ -37,6 +38,7 @@ class ErrorClass(StrEnum):
     """From the least grave to the gravest."""
 
     CANCELLED = "cancelled"  # somebody stopped it on purpose
+    FENCED = "fenced"  # somebody else does it now: this one stops quietly, and nothing is done again
     TRANSIENT = "transient"  # may well succeed when done again: timeouts, connections, lost objects
     CRASH = "crash"  # the process or node that did it is gone
     RESOURCE = "resource"  # out of memory, disk or handles: the same again fails again
@@ -93,6 +95,7 @@ RULES = (
         KeyboardInterrupt,
         rayx.TaskCancelledError,
     ),
+    *_rules(ErrorClass.FENCED, FencedError),
     *_rules(
         ErrorClass.TRANSIENT,
         TimeoutError,

@@ -4,20 +4,33 @@ Two incarnations of an actor can run at once, and a paused one cannot be trusted
 So each attempt at a step gets an epoch with a slot of its own, and a slot is filled once, by a conditional create: with
 the result, by the attempt that holds the epoch, or with a seal, by whoever starts the next attempt. The commit of a
 sealed attempt is refused by the store, however late it comes and whatever the attempt believes.
+
+Epochs are a step's, whatever it works on; a result is one of certain inputs, and is not taken for that of others.
 """
 
+import dataclasses
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
+from datetime import date, datetime
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+import torch
+from pydantic import BaseModel
+
 from phases import storage
-from phases.errors import ForgeError
+from phases.errors import ArtifactError, ConfigError, ForgeError
 
-_SEAL = {"sealed": True}
+_GRANT, _SLOT = ".granted", ".json"
+_log = logging.getLogger(__name__)
 
 
-class StaleEpochError(ForgeError):
-    """A commit by an attempt that has been given up. What it computed is discarded."""
+class FencedError(ForgeError):
+    """Another process or attempt has taken over what this one was doing; what it did since then is discarded."""
 
 
 class Commits:
@@ -27,28 +40,110 @@ class Commits:
         self.folder = storage.join(run, "commits")
 
     def begin(self, step: str) -> int:
-        """Grant the next epoch of a step, counted from 1, and seal all earlier ones that have not committed."""
-        epoch = len(storage.names(self._path(step, "granted"))) + 1
-        while not storage.create(self._path(step, "granted", epoch), b""):
+        """Grant the next epoch of a step, counted from 1, and seal all earlier ones that have not committed.
+
+        Neither needs to survive a power failure, which no attempt at the step survives.
+        """
+        names = storage.names(self._folder(step))
+        epoch = max((int(name.removesuffix(_GRANT)) for name in names if name.endswith(_GRANT)), default=0) + 1
+        while not storage.create(self._path(step, epoch, _GRANT), b"", durable=False):
             epoch += 1
         for earlier in range(1, epoch):
-            storage.create(self._path(step, "slots", earlier), json.dumps(_SEAL).encode())
+            if (slot := self._path(step, earlier, _SLOT)).rpartition("/")[2] not in names:
+                storage.create(slot, _pack({"sealed": True}), checked=True, durable=False)
         return epoch
 
-    def commit(self, step: str, epoch: int, result: Any) -> None:
-        """Record the JSON-able `result` of a step. Raises `StaleEpochError` where the epoch is sealed or committed."""
-        if not storage.create(self._path(step, "slots", epoch), json.dumps({"result": result}).encode()):
-            raise StaleEpochError(f"{step}: epoch {epoch} has been given up; its result is not taken")
+    def commit(self, step: str, epoch: int, result: Any, inputs: str = "") -> None:
+        """Record the JSON-able `result` of a step for `inputs` (see `input_hash`), in one flush of the disk.
 
-    def committed(self, step: str) -> dict[str, Any] | None:
-        """Return the first commit of a step as `{"result": ...}`, None where there is none."""
-        for name in storage.names(self._path(step, "slots")):
-            entry: dict[str, Any] = storage.read_json(storage.join(self._path(step, "slots"), name))
-            if "result" in entry:
-                return entry
+        Raises `FencedError` where the epoch is sealed or committed.
+        """
+        entry = {"step": step, "epoch": epoch, "inputs": inputs, "result": result}
+        if not storage.create(self._path(step, epoch, _SLOT), _pack(entry), checked=True):
+            raise FencedError(f"{step}: epoch {epoch} has been given up; its result is not taken")
+
+    def committed(self, step: str, inputs: str = "") -> dict[str, Any] | None:
+        """Return the first commit of a step for `inputs`, with its `result`; None where there is none.
+
+        One that is damaged is logged and does not count: the step is to be done again.
+        """
+        for name in storage.names(self._folder(step)):
+            if name.endswith(_SLOT):
+                path = storage.join(self._folder(step), name)
+                try:
+                    entry = _unpack(path, storage.read_bytes(path))
+                except ArtifactError as error:
+                    _log.warning("commit passed over: %s", error)
+                    continue
+                if "result" in entry and entry["inputs"] == inputs:
+                    return entry
         return None
 
-    def _path(self, step: str, kind: str, epoch: int | None = None) -> str:
-        """Return a path of a step; its folder is named by a hash, since steps are named freely."""
-        folder = storage.join(self.folder, hashlib.sha256(step.encode()).hexdigest()[:16], kind)
-        return folder if epoch is None else storage.join(folder, f"{epoch:06d}.json")
+    def _folder(self, step: str) -> str:
+        """Return the folder of a step; it is named by a hash, since steps are named freely."""
+        return storage.join(self.folder, hashlib.sha256(step.encode()).hexdigest()[:16])
+
+    def _path(self, step: str, epoch: int, kind: str) -> str:
+        return storage.join(self._folder(step), f"{epoch:06d}{kind}")
+
+
+def input_hash(arguments: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a step works on, the same in every process. Names no object by its address.
+
+    Raises `ConfigError` where an argument is of a type that this cannot be said of.
+    """
+    try:
+        canonical = json.dumps(arguments, sort_keys=True, default=_plain)
+    except TypeError as error:
+        fix = "use plain values, dates, paths, enums, arrays, dataclasses or pydantic models"
+        raise ConfigError.of("task arguments", sorted(arguments), f"cannot be hashed ({error})", fix) from error
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands for a value in JSON, with the name of its type where that matters."""
+    if isinstance(value, BaseModel):
+        return {"type": type(value).__name__} | dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy().tobytes()).hexdigest()]
+    if isinstance(value, np.generic | np.ndarray):
+        array = np.ascontiguousarray(value)
+        return [array.dtype.str, list(np.shape(value)), hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def _pack(entry: dict[str, Any]) -> bytes:
+    entry = json.loads(json.dumps(entry))  # as it will be read
+    return json.dumps(entry | {"checksum": _checksum(entry)}).encode()
+
+
+def _unpack(path: str, data: bytes) -> dict[str, Any]:
+    """Return an entry. Raises `ArtifactError` naming a file that is not a whole one."""
+    try:
+        entry: dict[str, Any] = json.loads(data)
+        checksum = entry.pop("checksum")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: torn or not a commit ({error!r})") from error
+    if checksum != _checksum(entry):
+        raise ArtifactError(f"{path}: altered since it was written")
+    return entry
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import msgpack
 
+from recovery.commits import FencedError
 from recovery.intervals import Intervals
-from recovery.segments import FencedError, Flags, SegmentLog
+from recovery.segments import Flags, SegmentLog
 from recovery.serialization import Limits, frame, unframe
 
 _LIMITS = Limits(max_bytes=1 << 30)  # of our own records, whose parts were checked before

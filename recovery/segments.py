@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from phases import storage
-from phases.errors import ArtifactError, ForgeError
+from phases.errors import ArtifactError
+from recovery.commits import FencedError
 
 _HEADER = struct.Struct("<4sBBQII")  # magic, version, flags, number, checksum of the segment before, own checksum
 _MAGIC = b"AFSG"
 _VERSION = 1
-
-
-class FencedError(ForgeError):
-    """Another process has taken over what this one was writing; this one is to stop."""
 
 
 class Flags(IntFlag):

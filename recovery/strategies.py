@@ -38,6 +38,7 @@ RERUNS = (Strategy.RETRY, Strategy.FALLBACK, Strategy.RESTART, Strategy.ROLLBACK
 
 DEFAULT_CHAINS: dict[ErrorClass, tuple[Strategy, ...]] = {
     ErrorClass.CANCELLED: (Strategy.ESCALATE,),
+    ErrorClass.FENCED: (Strategy.ESCALATE,),
     ErrorClass.TRANSIENT: (Strategy.RETRY, Strategy.RESTART, Strategy.ISOLATE, Strategy.ESCALATE),
     ErrorClass.CRASH: (Strategy.RESTART, Strategy.ISOLATE, Strategy.ESCALATE),
     ErrorClass.RESOURCE: (Strategy.FALLBACK, Strategy.ISOLATE, Strategy.ESCALATE),
@@ -48,6 +49,7 @@ DEFAULT_CHAINS: dict[ErrorClass, tuple[Strategy, ...]] = {
 
 ADVICE: dict[ErrorClass, str] = {
     ErrorClass.CANCELLED: "it was stopped on purpose; resume when it may go on",
+    ErrorClass.FENCED: "another process has taken this run over and goes on with it; look there",
     ErrorClass.TRANSIENT: "look whether the network, the storage and Ray's head node answer, then resume",
     ErrorClass.CRASH: "read the worker's log for why its process died (a signal, a node that went away), then resume",
     ErrorClass.RESOURCE: "free memory or disk, or lower batch_size or the model's size, then resume",

@@ -15,8 +15,8 @@ from coordinators.dataflow import DataFlow, FlowFullError, inspect
 from coordinators.deliveries import FlowSettings
 from phases.errors import ArtifactError, ConfigError
 from recovery.circuit_breaker import BreakerSettings, Transition
+from recovery.commits import FencedError
 from recovery.inbox import Delivery, Inbox, Receipt
-from recovery.segments import FencedError
 
 PATIENT = BreakerSettings(minimum_calls=1000, window=1000)
 

@@ -17,8 +17,9 @@ import torch
 from phases.errors import ArtifactError, ConfigError, ForgeError, NumericalError
 from recovery.circuit_breaker import CircuitOpenError
 from recovery.classify import RULES, Classifier, ErrorClass, Rule
+from recovery.commits import FencedError
 
-CANCELLED, TRANSIENT, CRASH = ErrorClass.CANCELLED, ErrorClass.TRANSIENT, ErrorClass.CRASH
+CANCELLED, FENCED, TRANSIENT, CRASH = ErrorClass.CANCELLED, ErrorClass.FENCED, ErrorClass.TRANSIENT, ErrorClass.CRASH
 RESOURCE, NUMERICAL = ErrorClass.RESOURCE, ErrorClass.NUMERICAL
 VALIDATION, UNKNOWN = ErrorClass.VALIDATION, ErrorClass.UNKNOWN
 
@@ -51,6 +52,10 @@ INSTANCES: list[tuple[BaseException, ErrorClass]] = [
     (FileNotFoundError(errno.ENOENT, "no such file"), UNKNOWN),
     (asyncio.CancelledError(), CANCELLED),
     (rayx.TaskCancelledError(), CANCELLED),
+    (FencedError("t: epoch 1 has been given up"), FENCED),
+    (in_task(FencedError("t: epoch 1 has been given up")), FENCED),
+    (chained(ForgeError("t: stopped"), in_task(FencedError("taken over"))), FENCED),
+    (rayx.RayError("Exception isn't serializable\nrecovery.commits.FencedError: taken over"), FENCED),
     (TimeoutError(), TRANSIENT),
     (ConnectionResetError(), TRANSIENT),
     (OSError(errno.EHOSTUNREACH, "no route to host"), TRANSIENT),

@@ -2,14 +2,22 @@
 
 import threading
 import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from pydantic import BaseModel
 
-from recovery.commits import Commits, StaleEpochError
+from phases.errors import ConfigError
+from recovery.commits import Commits, FencedError, input_hash
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
@@ -19,19 +27,26 @@ def test_an_attempt_that_was_given_up_cannot_commit(scheme: str, tmp_path: Path)
     first = stale.begin("cognate/train warm_up")
     second = current.begin("cognate/train warm_up")
     assert (first, second) == (1, 2)
-    with pytest.raises(StaleEpochError, match="epoch 1 has been given up"):
+    with pytest.raises(FencedError, match="epoch 1 has been given up"):
         stale.commit("cognate/train warm_up", first, "old")
     current.commit("cognate/train warm_up", second, {"loss": 1.5})
-    assert current.committed("cognate/train warm_up") == {"result": {"loss": 1.5}}
-    with pytest.raises(StaleEpochError):
+    found = current.committed("cognate/train warm_up")
+    assert found is not None
+    assert (found["epoch"], found["result"]) == (2, {"loss": 1.5})
+    with pytest.raises(FencedError):
         current.commit("cognate/train warm_up", second, "twice")
+
+
+def result(commits: Commits, inputs: str = "") -> object:
+    found = commits.committed("s", inputs)
+    return found and found["result"]
 
 
 def test_what_was_committed_before_the_next_attempt_began_stays(tmp_path: Path) -> None:
     commits = Commits(str(tmp_path))
     commits.commit("s", commits.begin("s"), "first")
     commits.begin("s")
-    assert commits.committed("s") == {"result": "first"}
+    assert result(commits) == "first"
     assert commits.committed("other") is None
 
 
@@ -48,9 +63,69 @@ def test_of_many_that_begin_at_once_each_gets_an_epoch_of_its_own(tmp_path: Path
         try:
             Commits(str(tmp_path)).commit("s", epoch, epoch)
             accepted.append(epoch)
-        except StaleEpochError:
+        except FencedError:
             continue
     assert accepted == [8]
+
+
+def test_a_changed_task_is_not_taken_for_the_committed_one(tmp_path: Path) -> None:
+    commits = Commits(str(tmp_path))
+    old, new = input_hash({"steps": 10}), input_hash({"steps": 20})
+    commits.commit("s", commits.begin("s"), "of 10", old)
+    assert result(commits, old) == "of 10"
+    assert result(commits, new) is None
+    stale = commits.begin("s")
+    commits.commit("s", commits.begin("s"), "of 20", new)
+    with pytest.raises(FencedError):  # a change of the inputs lets no attempt escape that was given up
+        commits.commit("s", stale, "late", old)
+    assert (result(commits, old), result(commits, new)) == ("of 10", "of 20")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"step": "s", "epo', b"[]", b"\xff"])
+def test_a_damaged_commit_does_not_count_and_cannot_be_filled_again(tmp_path: Path, damage: bytes) -> None:
+    commits = Commits(str(tmp_path))
+    commits.commit("s", commits.begin("s"), {10: "a", 9: "b"})
+    (slot,) = tmp_path.glob("commits/*/*.json")
+    assert result(commits) == {"10": "a", "9": "b"}
+    slot.write_bytes(slot.read_bytes().replace(b'"a"', b'"A"') if damage == b"[]" else damage)
+    assert result(commits) is None
+    with pytest.raises(FencedError):
+        commits.commit("s", 1, "again")
+    commits.commit("s", commits.begin("s"), "anew")
+    assert result(commits) == "anew"
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Model(BaseModel):
+    name: str = "x"
+
+
+@dataclass
+class Record:
+    model: Model
+    path: Path
+
+
+class Other(Model):
+    pass
+
+
+def test_equal_inputs_have_equal_hashes_and_different_ones_do_not() -> None:
+    def arguments(changes: dict[str, Any]) -> dict[str, Any]:
+        nested = {"when": datetime(2026, 1, 2, tzinfo=UTC), "of": {Colour.RED}, "record": Record(Model(), Path("a/b"))}
+        arrays = {"array": np.arange(3), "tensor": torch.ones(2, dtype=torch.bfloat16)}
+        return {"a": 1, "b": nested, "of": (1, 2.5, None)} | arrays | changes
+
+    again = dict(reversed(arguments({}).items()))
+    assert input_hash(arguments({})) == input_hash(again)
+    changes: list[dict[str, Any]] = [{"a": 2}, {"a": "1"}, {"of": [1, 2.5]}, {"b": Model()}, {"b": Other()}]
+    changes += [{"array": np.arange(3.0)}, {"tensor": torch.ones(2)}, {"tensor": torch.ones(2, 1)}]
+    assert len({input_hash(arguments(change)) for change in [{}, *changes]}) == len(changes) + 1
+    with pytest.raises(ConfigError, match="object has no canonical form"):
+        input_hash({"a": object()})
 
 
 class Attempts(RuleBasedStateMachine):
@@ -76,13 +151,12 @@ class Attempts(RuleBasedStateMachine):
             assert back == 0
             assert epoch not in self.done
             self.done.add(epoch)
-        except StaleEpochError:
+        except FencedError:
             assert back > 0 or epoch in self.done
 
     @invariant()
     def the_first_commit_is_what_is_found(self) -> None:
-        found = self.commits.committed("s")
-        assert found == ({"result": min(self.done)} if self.done else None)
+        assert result(self.commits) == min(self.done, default=None)
 
 
 Attempts.TestCase.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from phases import storage
 from phases.errors import ArtifactError
-from recovery.segments import FencedError, Flags, SegmentLog
+from recovery.commits import FencedError
+from recovery.segments import Flags, SegmentLog
 
 TAKEOVER = Flags.SNAPSHOT | Flags.TAKEOVER
 
