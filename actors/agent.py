@@ -123,7 +123,7 @@ def spawn(agent: type[Agent], run: str, phase: str, name: str, *, cpus: float = 
     It is never restarted by Ray, which would hide its death from us for seconds; whoever spawned it decides.
     """
     options = {"num_cpus": cpus, "num_gpus": gpus, "concurrency_groups": {"health": 2}}
-    actor = as_actor(_with_health_group(agent), f"{folder_name(run)}/{phase}/{name}", **options)
+    actor = as_actor(with_health_group(agent), f"{folder_name(run)}/{phase}/{name}", **options)
     return start_named(actor, run, phase, name)
 
 
@@ -141,7 +141,7 @@ def as_actor(cls: type, name: str, **options: Any) -> Any:
     return remote(max_restarts=0, **options)(cls).options(name=name, namespace=NAMESPACE)
 
 
-def _with_health_group(agent: type[Agent]) -> type[Agent]:
+def with_health_group(agent: type[Agent]) -> type[Agent]:
     """Return a subclass whose `progress` and `health` run beside the work."""
 
     async def progress(self: Agent) -> Progress:
