@@ -1,0 +1,41 @@
+"""A TinyTitan so small that everything about it is fast, yet with ponder steps, memory and a padded last block."""
+
+import pytest
+import torch
+
+from phases.cognate.memory import MemoryConfig
+from phases.cognate.titan import TinyTitan, TitanConfig
+
+
+def small(**changes: object) -> TinyTitan:
+    """Return a model with random weights, the same each time."""
+    torch.manual_seed(0)
+    config = TitanConfig(
+        vocab_size=300,
+        d_model=24,
+        n_layers=2,
+        n_heads=2,
+        hidden=150,
+        tied=True,
+        segment_len=16,
+        memory=MemoryConfig(hidden=40, capacity=8),
+    )
+    return TinyTitan(config.model_copy(update=changes))
+
+
+@pytest.fixture
+def titan() -> TinyTitan:
+    """Return a tied model."""
+    return small()
+
+
+@pytest.fixture
+def untied() -> TinyTitan:
+    """Return a model with a head of its own."""
+    return small(tied=False)
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    """Return (3, 41) token ids: two whole segments and a part."""
+    return torch.randint(16, 300, (3, 41), generator=torch.Generator().manual_seed(1))
