@@ -1,0 +1,1 @@
+"""Phase 3: thinking before speaking (Quiet-STaR, Zelikman et al. 2024)."""
