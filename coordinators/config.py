@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from coordinators.alerts import AlertSettings
+from coordinators.schedule import SchedulingSettings
 from phases import rundir
 from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
@@ -55,6 +56,7 @@ class PipelineConfig(Settings):
     evomerge: EvoMergeConfig = EvoMergeConfig()
     recovery: RecoverySettings = RecoverySettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
     ray: RaySettings = RaySettings()
     tracking: TrackingSettings = TrackingSettings()
     alerts: AlertSettings = AlertSettings()

@@ -1,35 +1,39 @@
-"""Running the tasks of a phase: a dependency graph over agents, side by side where there are resources.
+"""Carrying out the tasks of a phase: agents, started and stopped as the plans need them, and recovery.
 
-An agent works on one task at a time and is stopped when nothing is left for it, which frees its CPUs or GPUs for one
-that waits. It is started as soon as all that its task waits for is under way, so that its imports cost no time, and not
-before, so that it cannot hold what those need.
+`schedule.py` says which task starts next. An agent is started as soon as all that its task waits for is under way, so
+that its imports cost no time, and not before, so that it cannot hold what those need; it is stopped when nothing is
+left for it, which frees its CPUs or GPUs. Reports that other tasks take as inputs stay in the object store.
 
 A task that fails is classified and recovered by the policy of `recovery/strategies.py`; each decision is journalled
-before it is carried out. An agent that no longer answers, or whose work no longer moves, is killed, which is then a
-failure like others. Phases write no recovery code: they declare what a task's fallback is and whether it is optional.
+before it is carried out. An agent that no longer answers, whose work no longer moves or that exceeds its task's time is
+killed, which is then a failure like others; one that fails again and again is left alone for a while by its circuit
+breaker. Phases write no recovery code: they declare what a task's fallback is and whether it is optional.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayError, RayTaskError
+from ray.util.metrics import Gauge
 
 from actors.agent import Agent, Attempt, Progress, Task, spawn
+from coordinators.schedule import Repeat, Scheduler, SchedulingSettings, awaited, check_plan
 from phases.errors import ConfigError, ForgeError
-from recovery.classify import Classifier
+from recovery.circuit_breaker import Breakers, BreakerState, CircuitBreaker, Transition
+from recovery.classify import Classifier, ErrorClass
 from recovery.commits import Commits
-from recovery.faults import hook
 from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
 from recovery.supervision import Pulse, SupervisionSettings
 
 Emit = Callable[..., None]
 _CLASSIFIER = Classifier()
+_AGAINST_AGENT = (ErrorClass.TRANSIENT, ErrorClass.CRASH, ErrorClass.RESOURCE)  # others are the task's own fault
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class RunContext:
     seed: int = 0
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     history: History = field(default_factory=History)
 
 
@@ -62,89 +67,145 @@ class Missing:
 
 
 class PhaseCoordinator:
-    """Runs the plan of one phase."""
+    """Runs the plans of one phase: one, or those of several models side by side over the same agents."""
 
     def __init__(self, context: RunContext, phase: str) -> None:
         self.context, self.phase, self.emit = context, phase, context.emit
         self.commits = Commits(context.run)
+        self.scheduler = Scheduler(context.scheduling)
+        self.breakers = Breakers(self._breaker)
+        self._gauge = Gauge(
+            "forge_breaker", ", ".join(f"{n} {s}" for n, s in enumerate(BreakerState)), ("phase", "agent")
+        )
         self._handles: dict[str, Any] = {}
-        self._tasks: Sequence[Task] = ()
         self._roles: dict[str, Role] = {}
-        self._under_way: set[str] = set()
+        self._left: dict[str, Task] = {}  # of all plans, what is not done
+        self._awaited: dict[str, frozenset[str]] = {}
+        self._under_way: set[str] = set()  # begun or done
         self._busy: set[str] = set()
+        self._referred: set[str] = set()  # tasks whose reports others take
         self._reports: dict[str, Any] = {}
 
-    async def run_plan(self, tasks: Sequence[Task], roles: dict[str, Role]) -> dict[str, Any]:
-        """Return task id -> report, `Missing` for one that was isolated.
+    async def run_plan(
+        self, tasks: Sequence[Task], roles: dict[str, Role], *, model: str = "", weight: float = 1.0
+    ) -> dict[str, Any]:
+        """Return task id -> report: `Missing` for one that was isolated, a reference for one that others take as input.
 
-        Raises `ConfigError` for a plan that cannot run, and what a task raised that could not be recovered.
+        Plans that run at the same time name their `model`, which its tasks are then named after everywhere else;
+        `weight` is its share of the agents. Cancelled, it stops the agents that work on it. Raises `ConfigError` for a
+        plan that cannot run, and what a task raised that could not be recovered.
         """
-        order = check_plan(tasks, roles)
-        self._tasks, self._roles = tasks, roles
-        by_id = {task.id: task for task in tasks}
-        waiting = list[Task]()
-        running = dict[asyncio.Task[Any], Task]()
-        reports = self._reports = {}
+        check_plan(tasks, {name: role.agent for name, role in roles.items()})
+        plan = [_named(task, model) for task in tasks]
+        self._add(plan, roles)
         try:
-            while order.is_active():
-                waiting += [by_id[name] for name in order.get_ready()]
-                busy = {task.agent for task in running.values()}
-                for task in [task for task in waiting if task.agent not in busy]:
-                    if task.agent not in {other.agent for other in running.values()}:
-                        waiting.remove(task)
-                        running[asyncio.create_task(self._run_task(task))] = task
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for finished in done:
-                    task = running.pop(finished)
-                    reports[task.id] = finished.result()
-                    order.done(task.id)
-                    self._stop_if_idle(task.agent, [t for t in tasks if t.id not in reports])
-            return reports
+            await self.scheduler.run(plan, self._perform, weight=weight)
+            return {task.id: self._reports[named.id] for task, named in zip(tasks, plan, strict=True)}
         finally:
-            for unfinished in running:
-                unfinished.cancel()
-            for name in list(self._handles):
-                self._stop_if_idle(name, [])
+            for task in plan:
+                self._left.pop(task.id, None)
+                self._awaited.pop(task.id, None)
+                self._reports.pop(task.id, None)
+            names = {task.id for task in plan}
+            self._under_way -= names
+            self._referred -= names
+            self._stop_idle()
+
+    def _add(self, plan: Sequence[Task], roles: dict[str, Role]) -> None:
+        """Take a plan among those that run. Raises `ConfigError` where it does not go together with them."""
+        for task in plan:
+            if task.id in self._awaited:
+                raise ConfigError.of("plan", task.id, "runs already", "give each plan a model of its own")
+        for name, role in roles.items():
+            if self._roles.get(name, role) != role:
+                raise ConfigError.of("agent", name, "has another role in a plan that runs", "give it another name")
+        self._roles |= roles
+        self._left |= {task.id: task for task in plan}
+        self._awaited |= awaited(plan)
+        self._referred |= {name for task in plan for name in task.inputs.values()}
+
+    async def _perform(self, task: Task) -> None:
+        self._left[task.id] = task
+        self._reports[task.id] = await self._run_task(task)
+        del self._left[task.id]
+        self._stop_idle()
 
     async def _run_task(self, task: Task) -> Any:
         """Return a task's report, whatever it takes within the policy's budgets."""
-        if task.optional and any(isinstance(self._reports[name], Missing) for name in task.after):
+        needed = (*task.after, *task.inputs.values())
+        if task.optional and any(isinstance(self._reports[name], Missing) for name in needed):
             return Missing(task.id, "what it works on is missing")
         given, factor = task, 1.0
         while True:
             started = time.monotonic()
             try:
-                return await self._attempt(given, factor)
+                return await self._guarded(given, factor)
             except (RayError, ForgeError, TimeoutError) as error:
                 decision = self._decide(task, error, time.monotonic() - started)
                 if decision.strategy is Strategy.ESCALATE:
                     raise self._stopped(task, error, decision) from error
                 if decision.strategy is Strategy.ISOLATE:
                     return Missing(task.id, _message(error))
+                lost = self._lost_inputs(task, error)
             if decision.strategy is not Strategy.RETRY:
                 self._clear_the_way(task.agent)
             await asyncio.sleep(decision.delay)
+            if lost:
+                raise Repeat(lost)
             given = replace(task, arguments=task.fallback) if decision.fallback and task.fallback else task
             factor = decision.learning_rate_factor
 
+    async def _guarded(self, task: Task, learning_rate_factor: float) -> Any:
+        """Attempt a task through its agent's breaker. Where that is open, what is required waits for the next probe."""
+        breaker = self.breakers[task.agent]
+        while not task.optional and 0 < (seconds := breaker.retry_after()) < math.inf:
+            await asyncio.sleep(seconds)
+        return await breaker.call(self._attempt, task, learning_rate_factor)
+
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
-        hook("attempt", self.phase, task.id)
         epoch = self.commits.begin(f"{self.phase}/{task.id}")
         self._busy.add(task.agent)
         watcher: asyncio.Task[None] | None = None
         try:
-            handle = self._handle(task.agent)
-            await handle.progress.remote()  # it has its resources and answers: from here on, silence is a failure
+            handle = await self._answering(task.agent)
             self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
             watcher = asyncio.create_task(self._watch(handle, task))
-            report = await handle.run.remote(task, Attempt(epoch, learning_rate_factor))
+            inputs = [self._input(name) for name in task.inputs.values()]
+            report, receipt = handle.deliver.remote(task, Attempt(epoch, learning_rate_factor), *inputs)
+            await self._received(task, receipt, watcher)
+            if task.id not in self._referred:
+                report = await report
+        except asyncio.CancelledError:
+            self._kill(task.agent)  # cancelling the call would not stop the work
+            raise
         finally:
             self._busy.discard(task.agent)
             if watcher is not None:
                 watcher.cancel()
-        hook("attempted", self.phase, task.id)
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
+
+    async def _answering(self, agent: str) -> Any:
+        """Return the handle of an agent that has its resources and answers: from here on, silence is a failure."""
+        handle = self._handle(agent)
+        answer = asyncio.ensure_future(handle.progress.remote())
+        while not (await asyncio.wait([answer], timeout=self.context.scheduling.make_way_seconds))[0]:
+            self._make_way()
+        await answer
+        return handle
+
+    async def _received(self, task: Task, receipt: Any, watcher: "asyncio.Task[None]") -> None:
+        """Wait until a task is done. Raises what it raised, or that it took too long or its agent was given up."""
+        call = asyncio.ensure_future(receipt)
+        done, _ = await asyncio.wait([call, watcher], timeout=task.timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            self._clear_the_way(task.agent)
+            raise TimeoutError(f"not done within its {task.timeout:g} s")
+        if call not in done:
+            done, _ = await asyncio.wait([call], timeout=self.context.supervision.hang_seconds)
+            if not done:
+                raise ActorDiedError
+        await call
 
     async def _watch(self, handle: Any, task: Task) -> None:
         """Emit the agent's progress whenever there is some, and kill an agent that shows none for too long."""
@@ -191,8 +252,8 @@ class PhaseCoordinator:
 
     def _start_ahead(self) -> None:
         """Start the agents whose tasks wait only for tasks that are under way or done."""
-        for task in self._tasks:
-            if task.id not in self._under_way and self._under_way.issuperset(task.after):
+        for task in self._left.values():
+            if task.id not in self._under_way and self._under_way.issuperset(self._awaited[task.id]):
                 self._handle(task.agent)
 
     def _decide(self, task: Task, error: Exception, seconds: float) -> Decision:
@@ -220,23 +281,73 @@ class PhaseCoordinator:
         kind = type(cause) if isinstance(cause, ForgeError) else ForgeError
         return kind(f"{task.id}: {message}\n{decision.reason}; {decision.advice}")
 
+    def _lost_inputs(self, task: Task, error: Exception) -> set[str]:
+        """Return the tasks whose reports a task was to take and could not, since no node has them any more."""
+        cause = _cause(error)
+        if not isinstance(cause, ObjectLostError):
+            return set()
+        inputs = {name: self._reports[name] for name in task.inputs.values()}
+        return {
+            name
+            for name, report in inputs.items()
+            if isinstance(report, ray.ObjectRef) and report.hex() == cause.object_ref_hex
+        }
+
+    def _input(self, name: str) -> Any:
+        """Return what a task is given for another's report: a reference to it, None where that was isolated."""
+        report = self._reports[name]
+        return None if isinstance(report, Missing) else report
+
     def _clear_the_way(self, agent: str) -> None:
         """Stop an agent that has failed, with what is left in its process, and those that were started ahead.
 
         The latter would take the resources that its successor needs, and wait for its task for ever.
         """
-        for name in [name for name in self._handles if name == agent or name not in self._busy]:
-            self._kill(name)
-        self._under_way -= {task.id for task in self._tasks if task.agent == agent}
+        self._kill(agent)
+        self._make_way()
+        self._under_way -= {task.id for task in self._left.values() if task.agent == agent}
+
+    def _make_way(self) -> None:
+        """Stop the agents that hold CPUs or GPUs and do nothing with them; their next tasks start them again."""
+        for name in [name for name in self._handles if name not in self._busy]:
+            if self._roles[name].cpus or self._roles[name].gpus:
+                self._kill(name)
 
     def _kill(self, agent: str) -> None:
         if (handle := self._handles.pop(agent, None)) is not None:
             with suppress(RayError):
                 ray.kill(handle)
 
-    def _stop_if_idle(self, agent: str, left: Sequence[Task]) -> None:
-        if agent in self._handles and not any(task.agent == agent for task in left):
-            self._kill(agent)
+    def _stop_idle(self) -> None:
+        """Stop the agents for which nothing is left in any plan."""
+        needed = {task.agent for task in self._left.values()}
+        for name in self._handles.keys() - needed:
+            self._kill(name)
+
+    def _breaker(self, agent: str) -> CircuitBreaker:
+        self._set_gauge(agent, BreakerState.CLOSED)
+        return CircuitBreaker(
+            agent,
+            self.context.scheduling.breaker,
+            counts=lambda error: _CLASSIFIER.classify(error) in _AGAINST_AGENT,
+            on_change=self._breaker_changed,
+        )
+
+    def _breaker_changed(self, change: Transition) -> None:
+        self._set_gauge(change.callee, change.after)
+        states = {"before": str(change.before), "after": str(change.after)}
+        self.emit("breaker", phase=self.phase, agent=change.callee, reason=change.reason, **states)
+
+    def _set_gauge(self, agent: str, state: BreakerState) -> None:
+        self._gauge.set(list(BreakerState).index(state), tags={"phase": self.phase, "agent": agent})
+
+
+def _named(task: Task, model: str) -> Task:
+    """Return a task of a model's plan with ids that no other model's has."""
+    if not model:
+        return task
+    inputs = {argument: f"{model}/{name}" for argument, name in task.inputs.items()}
+    return replace(task, id=f"{model}/{task.id}", after=tuple(f"{model}/{name}" for name in task.after), inputs=inputs)
 
 
 def _cause(error: Exception) -> BaseException:
@@ -246,19 +357,3 @@ def _cause(error: Exception) -> BaseException:
 def _message(error: Exception) -> str:
     cause = _cause(error)
     return str(cause) if isinstance(cause, ForgeError) else f"{type(cause).__name__}: {cause}"
-
-
-def check_plan(tasks: Sequence[Task], roles: dict[str, Role]) -> "TopologicalSorter[str]":
-    """Return the prepared graph. Raises `ConfigError` naming a cycle, or a task or agent that does not exist."""
-    known = {task.id for task in tasks}
-    for task in tasks:
-        if missing := [name for name in task.after if name not in known]:
-            raise ConfigError.of("plan", task.id, f"waits for unknown tasks {missing}", "add them to the plan")
-        if task.agent not in roles:
-            raise ConfigError.of("plan", task.id, f"has no agent {task.agent}", f"known are {', '.join(roles)}")
-    order = TopologicalSorter({task.id: task.after for task in tasks})
-    try:
-        order.prepare()
-    except CycleError as error:
-        raise ConfigError.of("plan", " -> ".join(error.args[1]), "is a cycle", "remove one dependency") from error
-    return order

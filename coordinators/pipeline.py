@@ -24,7 +24,7 @@ COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
 }
-_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed", "recovery", "agent_given_up"}
+_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed", "recovery", "agent_given_up", "breaker"}
 _EVENTS_KEPT = 10_000
 
 
@@ -40,6 +40,7 @@ class PipelineCoordinator:
             seed=config.seed,
             recovery=config.recovery,
             supervision=config.supervision,
+            scheduling=config.scheduling,
             history=History(event.data for event in self.journal.read("recovery")),
         )
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
