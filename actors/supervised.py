@@ -1,0 +1,205 @@
+"""Agents as the children of a supervisor: Ray actors whose death, silence and state are seen within milliseconds.
+
+Each life has one call that is pending all the time, in a concurrency group of its own: it fails when the actor dies,
+which Ray tells within milliseconds where it is not to restart the actor. Meanwhile it sends the heartbeats. A silent
+agent is asked by a call, and its process looked at. One that keeps failing on a node goes to another, if there is one.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Awaitable
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.agent import Agent, as_actor, start_named, with_health_group
+from phases.modeldir import folder_name
+from recovery.children import ChildSpec
+from recovery.heartbeats import Heartbeats, send_beats
+from recovery.incarnation import Incarnation
+from recovery.supervision import Pulse, SupervisionSettings
+
+_NODE_LABEL = "ray.io/node-id"
+
+
+class Stage:
+    """Starts the agents of a phase for a supervisor: `with Stage(run, phase) as stage:`, in a running loop."""
+
+    def __init__(
+        self,
+        run: str,
+        phase: str,
+        settings: SupervisionSettings = SupervisionSettings(),  # noqa: B008 - immutable
+    ) -> None:
+        self.run, self.phase, self.settings = run, phase, settings
+        self.node = ray.get_runtime_context().get_node_id()
+        self.heartbeats = Heartbeats(ray.util.get_node_ip_address())
+        self._lives = Counter[str]()
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.heartbeats.close()
+
+    def child(
+        self,
+        name: str,
+        agent: type[Agent],
+        *,
+        cpus: float = 0,
+        gpus: float = 0,
+        significant: bool = True,
+        spares: int = 0,
+        start_seconds: float | None = None,
+    ) -> ChildSpec:
+        """Return how to keep an agent; each of its lives, and each spare, holds `cpus` and `gpus`."""
+
+        async def start(bad_nodes: frozenset[str]) -> Incarnation:
+            return await self._start(name, agent, bad_nodes, {"num_cpus": cpus, "num_gpus": gpus})
+
+        return ChildSpec(name, start, significant, spares, start_seconds)
+
+    async def _start(
+        self, name: str, agent: type[Agent], bad_nodes: frozenset[str], resources: dict[str, float]
+    ) -> Incarnation:
+        self._lives[name] += 1
+        life = self._lives[name]
+        actor = as_actor(
+            _supervised(agent),
+            f"{folder_name(self.run)}/{self.phase}/{name}" + (f"~{life}" if life > 1 else ""),
+            concurrency_groups={"health": 2, "pulse": 1},
+            **resources,
+            **_keep_away(bad_nodes),
+        )
+        handle = await asyncio.to_thread(start_named, actor, self.run, self.phase, name)
+        process = AgentProcess(handle, self)
+        try:
+            await process.ready()
+        except BaseException:
+            await process.kill()
+            raise
+        return process
+
+
+class AgentProcess(Incarnation):
+    """One life of an agent, in a process of its own."""
+
+    def __init__(self, handle: Any, stage: Stage) -> None:
+        self.handle, self._stage = handle, stage
+        self.pulse: Pulse = Pulse(stage.settings)
+        self.pid = 0
+        self._token = stage.heartbeats.listen(self.pulse)
+        self._sentinel = self._beat()
+
+    async def ready(self) -> None:
+        """Wait until it answers. Raises `ActorDiedError` where its constructor does not succeed."""
+        self.pid, self.node = await self.handle.whereabouts.remote()
+        self.pulse.seen(0)
+
+    def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        """Call one of its methods."""
+        return _future(getattr(self.handle, method).remote(*arguments, **options))
+
+    async def death(self) -> BaseException:
+        """Wait for its end; an interrupted connection is none."""
+        try:
+            while True:
+                try:
+                    await self._sentinel
+                except ActorUnavailableError:
+                    await asyncio.sleep(self._stage.settings.beat_seconds)
+                    self._sentinel = self._beat()
+        except RayError as error:
+            return error
+        finally:
+            self._stage.heartbeats.forget(self._token)
+
+    def is_death(self, error: BaseException) -> bool:
+        """Say whether this actor is dead, and not one that it has called."""
+        return isinstance(error, ActorDiedError | ActorUnschedulableError) and not isinstance(error, RayTaskError)
+
+    async def ask(self) -> int:
+        """Return the counter of progress, by a call."""
+        beats: int = (await self.handle.progress.remote()).beats
+        return beats
+
+    async def frozen(self) -> bool:
+        """Look at the process; on another node, by a task there."""
+        if self.node == self._stage.node:
+            return _stopped(self.pid)
+        remote: Any = ray.remote
+        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        look = remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_stopped)
+        try:
+            return bool(await asyncio.wait_for(look.remote(self.pid), self._stage.settings.hang_seconds))
+        except (RayError, TimeoutError):
+            return False
+
+    async def snapshot(self) -> Any:
+        """Return what `Agent.snapshot` does."""
+        return await self.handle.give_state.remote()
+
+    async def restore(self, snapshot: Any) -> None:
+        """Have the agent take over a snapshot."""
+        await self.handle.take_state.remote(snapshot)
+        self.pulse.seen(self.pulse.beats)
+
+    async def kill(self) -> None:
+        """Kill it; this works on a stopped process, too."""
+        self._stage.heartbeats.forget(self._token)
+        with contextlib.suppress(RayError):
+            ray.kill(self.handle)
+
+    def _beat(self) -> "asyncio.Future[NoReturn]":
+        address, seconds = self._stage.heartbeats.address, self._stage.settings.beat_seconds
+        return _future(self.handle.beat.remote(address, self._token, seconds))
+
+
+def _supervised(agent: type[Agent]) -> type[Agent]:
+    """Return a subclass that sends heartbeats, and that is asked about itself beside its work."""
+
+    async def beat(self: Agent, address: tuple[str, int], token: bytes, seconds: float) -> NoReturn:
+        await send_beats(address, token, seconds, lambda: self._progress.beats)
+
+    async def whereabouts(self: Agent) -> tuple[int, str]:
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+    async def give_state(self: Agent) -> dict[str, Any]:
+        return self.snapshot()
+
+    async def take_state(self: Agent, snapshot: dict[str, Any]) -> None:
+        self.restore(snapshot)
+
+    members = {
+        "beat": ray.method(concurrency_group="pulse")(beat),
+        "whereabouts": ray.method(concurrency_group="health")(whereabouts),
+        "give_state": ray.method(concurrency_group="health")(give_state),
+        "take_state": ray.method(concurrency_group="health")(take_state),
+        "__module__": agent.__module__,
+    }
+    return type(agent.__name__, (with_health_group(agent),), members)
+
+
+def _keep_away(nodes: frozenset[str]) -> dict[str, Any]:
+    """Return the options of an actor that goes to other nodes, unless there are none."""
+    others = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - nodes if nodes else set()
+    return {"label_selector": {_NODE_LABEL: f"!in({','.join(sorted(nodes))})"}} if others else {}
+
+
+def _stopped(pid: int) -> bool:
+    """Say whether a process of this machine is stopped (or traced, or dead), from Linux' /proc."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in "TtXZ"
+
+
+def _future(reference: Any) -> "asyncio.Future[Any]":
+    return asyncio.wrap_future(reference.future())
