@@ -100,12 +100,14 @@ def _drive(run: str, config: PipelineConfig, plain: bool) -> PhaseResult:
     """Run the coordinator to its end, showing what happens. One that dies is started again and goes on."""
     with _ray(config), LiveView(plain=plain) as view, PipelineLogger(run, config) as logger:
         for left in reversed(range(config.supervision.pipeline_restarts + 1)):
+            pipeline = spawn_pipeline(run, config)
             try:
-                result = _follow(spawn_pipeline(run, config), [view.on_event, logger.on_event])
+                result = _follow(pipeline, [view.on_event, logger.on_event])
                 break
             except RayError as error:
                 if not (left and isinstance(error, RayActorError)):
                     raise _stopped(run, error) from error
+                ray.kill(pipeline)  # else its name stays taken for as long as a traceback holds the handle
                 Journal(run).append("pipeline_restarted", error=str(error).partition("\n")[0], left=left - 1)
     Journal(run).append("run_finished")
     return result
