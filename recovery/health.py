@@ -233,7 +233,7 @@ class Health:
         elif kind == "progress":
             self._on_progress(data, time)
         elif kind == "breaker":
-            self._breakers[str(data["callee"])] = str(data["after"])
+            self._breakers[breaker_key(data)] = str(data["after"])
 
     def on_heartbeat(self, agent: str, time: float, report: Mapping[str, Any] | None) -> None:
         """Take an agent's answer, or None where there was none in time."""
@@ -376,6 +376,11 @@ class Health:
 def agent_key(phase: str, name: str) -> str:
     """Return how an agent or task is named within its run."""
     return f"{phase}/{name}"
+
+
+def breaker_key(data: Mapping[str, Any]) -> str:
+    """Return whose breaker an event tells of: an agent's, or a receiver's of the data flow."""
+    return str(data["callee"]) if "callee" in data else agent_key(data["phase"], data["agent"])
 
 
 def upper_tail(trials: int, successes: int, chance: float) -> float:
