@@ -4,14 +4,19 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 
 from actors.agent import Agent, Task
 from coordinators.phase import Missing, PhaseCoordinator, Role, RunContext
-from phases.errors import CorpusError, ForgeError, NumericalError
+from coordinators.schedule import SchedulingSettings
+from phases.errors import ConfigError, CorpusError, ForgeError, NumericalError
+from recovery.circuit_breaker import BreakerSettings
 from recovery.strategies import Delays, RecoverySettings
 from recovery.supervision import SupervisionSettings
 
@@ -37,6 +42,17 @@ class Worker(Agent):
 
     def vanish(self, task: str) -> None:
         os._exit(1)
+
+    def make(self, task: str, size: int) -> np.ndarray[Any, Any]:
+        return np.arange(size)
+
+    def add(self, task: str, numbers: np.ndarray[Any, Any] | None) -> int:
+        return -1 if numbers is None else int(numbers.sum())
+
+    def endless(self, task: str) -> None:
+        (Path(self.run_uri) / "pid").write_text(str(os.getpid()))
+        while True:
+            time.sleep(0.1)
 
     def fail_first(self, task: str, kind: str, times: int = 1) -> str:
         """Fail `times` times, counted in files, then say with what it succeeded."""
@@ -67,19 +83,27 @@ def run(
     tasks: list[Task],
     recovery: RecoverySettings = QUICK,
     supervision: SupervisionSettings = SupervisionSettings(),  # noqa: B008 - immutable
+    scheduling: SchedulingSettings = SchedulingSettings(),  # noqa: B008 - immutable
+    cpus: float = 0,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    events, emit = recorder()
+    context = RunContext(str(tmp_path), emit, recovery=recovery, supervision=supervision, scheduling=scheduling)
+
+    async def go() -> dict[str, Any]:
+        coordinator = PhaseCoordinator(context, "test")
+        return await coordinator.run_plan(tasks, {task.agent: Role(Worker, cpus) for task in tasks})
+
+    return asyncio.run(asyncio.wait_for(go(), 120)), events
+
+
+def recorder() -> tuple[list[dict[str, Any]], Callable[..., None]]:
+    """Return a list, and a function that puts events into it."""
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, **data: Any) -> None:
         events.append({"kind": kind} | data)
 
-    context = RunContext(str(tmp_path), emit, recovery=recovery, supervision=supervision)
-
-    async def go() -> dict[str, Any]:
-        coordinator = PhaseCoordinator(context, "test")
-        return await coordinator.run_plan(tasks, {task.agent: Role(Worker) for task in tasks})
-
-    return asyncio.run(go()), events
+    return events, emit
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -171,3 +195,138 @@ def test_a_frozen_agent_and_a_stuck_one_are_noticed_and_replaced(tmp_path: Path,
     given_up = [event["reason"] for event in events if event["kind"] == "agent_given_up"]
     assert given_up[0].startswith(reason)
     assert set(strategies(events)) == {"restart"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_others_take_as_input_stays_in_the_object_store(tmp_path: Path) -> None:
+    tasks = [
+        Task("numbers", "one", "make", {"size": 200_000}),
+        Task("sum", "two", "add", inputs={"numbers": "numbers"}),
+        Task("broken", "one", "crash", optional=True),
+        Task("sum of nothing", "two", "add", inputs={"numbers": "broken"}),
+    ]
+    reports, _ = run(tmp_path, tasks)
+    assert isinstance(reports["numbers"], ray.ObjectRef)
+    assert reports["sum"] == sum(range(200_000))
+    assert isinstance(reports["broken"], Missing)
+    assert reports["sum of nothing"] == -1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_that_exceeds_its_time_is_stopped_and_tried_again(tmp_path: Path) -> None:
+    task = Task("t", "one", "fail_first", {"kind": "stall"}, timeout=5)
+    reports, events = run(tmp_path, [task])
+    assert reports == {"t": "stall 2 1"}
+    assert [event["error_class"] for event in events if event["kind"] == "recovery"] == ["transient"]
+    assert strategies(events) == ["retry"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cancelled_run_leaves_no_agent_behind(tmp_path: Path) -> None:
+    _, emit = recorder()
+
+    async def go() -> None:
+        coordinator = PhaseCoordinator(RunContext(str(tmp_path), emit), "test")
+        tasks = [Task("endless", "one", "endless"), Task("later", "two", "note", {"text": "x"}, after=("endless",))]
+        running = asyncio.create_task(coordinator.run_plan(tasks, {"one": Role(Worker), "two": Role(Worker)}))
+        while not (tmp_path / "pid").exists():
+            await asyncio.sleep(0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert not coordinator._handles
+        status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+        while status.exists() and " Z " not in status.read_text():
+            await asyncio.sleep(0.1)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert not (tmp_path / "notes").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_failing_agent_is_left_alone_by_its_breaker_and_then_probed(tmp_path: Path) -> None:
+    settings = SchedulingSettings(breaker=BreakerSettings(minimum_calls=2, open_seconds=0.1))
+    task = Task("t", "one", "fail_first", {"kind": "timeout", "times": 3})
+    reports, events = run(tmp_path, [task], scheduling=settings)
+    assert reports == {"t": "timeout 4 1"}
+    states = [event["after"] for event in events if event["kind"] == "breaker"]
+    assert states == ["open", "half_open", "open", "half_open", "closed"]
+    assert {event["agent"] for event in events if event["kind"] == "breaker"} == {"one"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_the_tasks_own_fault_does_not_open_the_breaker(tmp_path: Path) -> None:
+    settings = SchedulingSettings(breaker=BreakerSettings(minimum_calls=1))
+    task = Task("t", "one", "fail_first", {"kind": "nan", "times": 2}, resumes=True)
+    _, events = run(tmp_path, [task], scheduling=settings)
+    assert strategies(events) == ["rollback", "rollback"]
+    assert not [event for event in events if event["kind"] == "breaker"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_idle_agent_makes_way_for_one_that_waits_for_its_resources(tmp_path: Path) -> None:
+    """Of 4 CPUs each agent holds 3; the first has nothing to do until the second is done."""
+    tasks = [
+        Task("a", "one", "note", {"text": "a"}),
+        Task("b", "two", "note", {"text": "b"}, after=("a",)),
+        Task("c", "one", "note", {"text": "c"}, after=("b",)),
+    ]
+    reports, _ = run(tmp_path, tasks, scheduling=SchedulingSettings(make_way_seconds=1), cpus=3)
+    assert reports == {"a": "A", "b": "B", "c": "C"}
+
+
+@pytest.mark.slow
+def test_a_report_that_was_lost_with_its_node_is_made_again(tmp_path: Path) -> None:
+    """The first task's report dies with the node that it ran on, before the third takes it."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    doomed = cluster.add_node(num_cpus=4, object_store_memory=100 << 20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    events, emit = recorder()
+
+    def lose_node(kind: str, **data: Any) -> None:
+        emit(kind, **data)
+        if kind == "task_finished" and data["task"] == "between" and len(cluster.list_all_nodes()) == 2:
+            cluster.add_node(num_cpus=4, object_store_memory=100 << 20)
+            cluster.remove_node(doomed, allow_graceful=False)
+
+    tasks = [
+        Task("numbers", "one", "make", {"size": 200_000}),
+        Task("between", "two", "note", {"text": "x"}, after=("numbers",)),
+        Task("sum", "three", "add", inputs={"numbers": "numbers"}, after=("between",)),
+    ]
+    roles = {"one": Role(Worker, cpus=4), "two": Role(Worker), "three": Role(Worker)}
+    try:
+        coordinator = PhaseCoordinator(RunContext(str(tmp_path), lose_node), "test")
+        reports = asyncio.run(asyncio.wait_for(coordinator.run_plan(tasks, roles), 200))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert reports["sum"] == sum(range(200_000))
+    assert [event["task"] for event in events if event["kind"] == "task_finished"].count("numbers") == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_models_share_an_agent_by_turns_and_keep_their_reports(tmp_path: Path) -> None:
+    events, emit = recorder()
+    roles = {"one": Role(Worker)}
+    plans = {
+        model: [Task(f"t{number}", "one", "note", {"text": f"{model}{number}"}) for number in range(count)]
+        for model, count in (("big", 6), ("small", 2))
+    }
+
+    async def go() -> list[dict[str, Any]]:
+        coordinator = PhaseCoordinator(RunContext(str(tmp_path), emit), "test")
+        runs = [asyncio.create_task(coordinator.run_plan(plan, roles, model=m)) for m, plan in plans.items()]
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match=r"big/t0.*runs already"):
+            await coordinator.run_plan(plans["big"], roles, model="big")
+        with pytest.raises(ConfigError, match=r"'one'.*another role"):
+            await coordinator.run_plan([], {"one": Role(Worker, cpus=1)}, model="third")
+        return await asyncio.gather(*runs)
+
+    reports = asyncio.run(asyncio.wait_for(go(), 60))
+    assert reports == [{f"t{n}": f"{m.upper()}{n}" for n in range(len(plan))} for m, plan in plans.items()]
+    order = [event["task"].split("/")[0] for event in events if event["kind"] == "task_finished"]
+    assert order == ["big", "small", "big", "small", "big", "big", "big", "big"]
