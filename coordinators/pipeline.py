@@ -11,6 +11,7 @@ from actors.agent import as_actor, start_named
 from coordinators.cognate import CognateCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.evomerge import EvoMergeCoordinator
+from coordinators.health import HealthFeed
 from coordinators.phase import RunContext
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
@@ -24,16 +25,27 @@ COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
 }
-_JOURNALLED = {"phase_started", "task_started", "task_finished", "task_failed", "recovery", "agent_given_up", "breaker"}
+_JOURNALLED = {
+    "phase_started",
+    "task_started",
+    "task_finished",
+    "task_failed",
+    "recovery",
+    "agent_given_up",
+    "breaker",
+    "alert",
+}
+_NOTED = {"phase_started", "task_started", "task_finished", "breaker"}  # what tells, but decides nothing
 _EVENTS_KEPT = 10_000
 
 
 class PipelineCoordinator:
     """Runs the phases of one run; `events` is what the driver shows."""
 
-    def __init__(self, run: str, config: PipelineConfig) -> None:
+    def __init__(self, run: str, config: PipelineConfig, epoch: int | None = None) -> None:
         self.run_uri, self.config = run, config
-        self.journal = Journal(run)
+        self.journal = Journal(run, epoch)
+        self.health = HealthFeed(run, config.alerts.health, self._emit)
         self.context = RunContext(
             run=run,
             emit=self._emit,
@@ -47,6 +59,10 @@ class PipelineCoordinator:
 
     async def run(self) -> PhaseResult:
         """Run what is left to do and return the last phase's result."""
+        async with self.health:
+            return await self._run_phases()
+
+    async def _run_phases(self) -> PhaseResult:
         result: PhaseResult | None = None
         for phase in self.config.phases:
             result = finished_result(self.run_uri, phase)
@@ -69,7 +85,8 @@ class PipelineCoordinator:
 
     def _emit(self, kind: str, **data: Any) -> None:
         if kind in _JOURNALLED:
-            self.journal.append(kind, **data)
+            (self.journal.note if kind in _NOTED else self.journal.append)(kind, **data)
+        self.health.note(kind, data)
         self._events.append({"kind": kind} | data)
 
 
@@ -90,6 +107,6 @@ def finished_result(run: str, phase: str) -> PhaseResult | None:
     return result
 
 
-def spawn_pipeline(run: str, config: PipelineConfig) -> Any:
-    """Start the coordinator as the Ray actor `<run>/pipeline`."""
-    return start_named(as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0), run, config)
+def spawn_pipeline(run: str, config: PipelineConfig, epoch: int) -> Any:
+    """Start the coordinator as the Ray actor `<run>/pipeline`, which works under an epoch of the run's lease."""
+    return start_named(as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0), run, config, epoch)
