@@ -1,7 +1,8 @@
 """`forge verify`: measure every claim of a run again, from its files alone.
 
-Three things are checked: each `result.json` is the one whose hash the journal recorded, each file of each model has the
-hash that its lineage recorded, and each claim's probe gives the claimed value within the claim's tolerance.
+Four things are checked: the journal is whole (a damaged end is what a crash leaves), each `result.json` is the one
+whose hash the journal recorded, each file of each model has the hash that its lineage recorded, and each claim's probe
+gives the claimed value within the claim's tolerance.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,10 @@ class Finding(BaseModel):
 def verify(run: str) -> Iterator[Finding]:
     """Yield a finding per result file, model and claim. Raises `ArtifactError` where the run has no result at all."""
     phases = rundir.finished_phases(run)
-    recorded = {event.data["phase"]: event.data["result_sha256"] for event in Journal(run).read("phase_finished")}
+    events, damage = Journal(run).scan()
+    if damage is not None:
+        yield Finding(subject="journal", ok=not damage.tampered, problem=damage.problem)
+    recorded = {event.data["phase"]: event.data["result_sha256"] for event in events if event.kind == "phase_finished"}
     phases = [phase for phase in rundir.PHASES if phase in phases or phase in recorded]
     if not phases:
         raise ArtifactError(f"{run}: no finished phase to verify; `forge status {run}` tells how far the run is")
