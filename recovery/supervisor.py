@@ -7,6 +7,7 @@ next life where there is none. The supervisor does no work and knows no Ray; a c
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -136,9 +137,9 @@ class Supervisor(Incarnation):
     # As the child of another supervisor: `invoke` reaches its own children as "child.method".
 
     def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-        """Call `child.method`; the options need a `timeout`."""
+        """Call `child.method`; the deadline is the caller's."""
         child, _, own = method.partition(".")
-        return self.call(child, own, *arguments, **options)
+        return self.call(child, own, *arguments, timeout=math.inf, **options)
 
     def is_death(self, error: BaseException) -> bool:
         """Say whether it has given up."""

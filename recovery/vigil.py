@@ -35,7 +35,8 @@ class Vigil:
         before = self.clock()
         while True:
             await asyncio.sleep(period)
-            late, before = max(0.0, self.clock() - before - period), self.clock()
+            now = self.clock()
+            late, before = max(0.0, now - before - period), now
             for child in list(children.values()):
                 child.spares.forgive(late)
                 if child.life is not None:

@@ -1,0 +1,542 @@
+"""Supervision on children made of nothing: strategies, intensity, calls, spares, and a model followed at random."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from phases.errors import ConfigError
+from recovery.children import (
+    ChildDownError,
+    ChildGivenUpError,
+    ChildSpec,
+    DeadlineError,
+    Loss,
+    SupervisorGaveUpError,
+)
+from recovery.classify import Classifier, ErrorClass
+from recovery.incarnation import Incarnation
+from recovery.supervision import SupervisionSettings
+from recovery.supervisor import RestartStrategy, Supervisor, affected
+
+ONE, ALL, REST = RestartStrategy.ONE_FOR_ONE, RestartStrategy.ONE_FOR_ALL, RestartStrategy.REST_FOR_ONE
+QUICK = SupervisionSettings(restarts=2, period_seconds=10)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fake(Incarnation):
+    """A life that ends when `die` is called; `wait` calls are answered when `answers` is set."""
+
+    def __init__(self, world: "World", name: str, number: int, node: str) -> None:
+        self.world, self.name, self.number, self.node = world, name, number, node
+        self.end = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.state: Any = None
+
+    def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        answer: Awaitable[Any] = getattr(self, method)(*arguments, **options)
+        return answer
+
+    async def number_of_life(self) -> int:
+        return self.number
+
+    async def get_state(self) -> Any:
+        return self.state
+
+    async def wait(self) -> str:
+        await self.answers.wait()
+        return "done"
+
+    async def fail(self, error: Exception) -> None:
+        raise error
+
+    def die(self) -> None:
+        self.world.living.remove(self)
+        self.end.set()
+
+    async def death(self) -> BaseException:
+        await self.end.wait()
+        return EOFError("gone")
+
+    def is_death(self, error: BaseException) -> bool:
+        return isinstance(error, EOFError)
+
+    async def kill(self) -> None:
+        if self in self.world.living:
+            self.world.log.append(f"kill {self.name}")
+            self.die()
+
+    async def restore(self, snapshot: Any) -> None:
+        self.state = snapshot
+
+
+class World:
+    """Makes child specs and remembers what was started and killed."""
+
+    def __init__(self) -> None:
+        self.living: list[Fake] = []
+        self.log: list[str] = []
+        self.starts: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()  # starts that will fail
+        self.avoided: list[frozenset[str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def child(self, name: str, **options: Any) -> ChildSpec:
+        async def start(bad_nodes: frozenset[str]) -> Incarnation:
+            self.avoided.append(bad_nodes)
+            await self.gate.wait()
+            if self.refusals[name]:
+                self.refusals[name] -= 1
+                raise OSError("no room")
+            self.starts[name] += 1
+            self.log.append(f"start {name}")
+            self.living.append(Fake(self, name, self.starts[name], "bad" if "bad" not in bad_nodes else "good"))
+            return self.living[-1]
+
+        return ChildSpec(name, start, **options)
+
+    def children(self, names: str, **options: Any) -> list[ChildSpec]:
+        return [self.child(name, **options) for name in names]
+
+    def life(self, name: str) -> Fake:
+        """Return the oldest living process of a child; those after it are spares."""
+        return next(life for life in self.living if life.name == name)
+
+    def news(self) -> list[str]:
+        news, self.log[:] = list(self.log), []
+        return news
+
+
+async def settle() -> None:
+    """Let everything happen that waits for nothing outside."""
+    for _ in range(60):
+        await asyncio.sleep(0)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 20))
+
+
+def test_who_is_restarted_with_a_failed_child() -> None:
+    assert affected(ONE, ["a", "b", "c"], "b") == ["b"]
+    assert affected(ALL, ["a", "b", "c"], "b") == ["a", "b", "c"]
+    assert affected(REST, ["a", "b", "c"], "b") == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (ONE, ["start b"]),
+        (REST, ["kill c", "start b", "start c"]),
+        (ALL, ["kill c", "kill a", "start a", "start b", "start c"]),
+    ],
+)
+def test_children_start_in_order_restart_by_strategy_and_stop_in_reverse(
+    strategy: RestartStrategy, expected: list[str]
+) -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("abc"), strategy=strategy).start()
+        assert world.news() == ["start a", "start b", "start c"]
+        world.life("b").die()
+        await settle()
+        assert world.news() == expected
+        await supervisor.stop()
+        assert world.news() == ["kill c", "kill b", "kill a"]
+        assert not world.living
+
+    run(scenario())
+
+
+def test_beyond_its_intensity_a_supervisor_stops_all_and_names_the_cause() -> None:
+    async def scenario() -> None:
+        world, clock = World(), Clock()
+        supervisor = await Supervisor("s", world.children("abc"), settings=QUICK, clock=clock).start()
+        for _ in range(4):  # spread over time, failures are no reason
+            clock.now += 6
+            world.life("a").die()
+            await settle()
+        clock.now += 11
+        for _ in range(3):
+            world.life("b").die()
+            await settle()
+        assert isinstance(await supervisor.death(), SupervisorGaveUpError)
+        assert world.news()[-2:] == ["kill c", "kill a"]
+        with pytest.raises(SupervisorGaveUpError, match=r"s: gave up after 2 restarts in 10 s; b died: EOFError: gone"):
+            await supervisor.call("a", "number_of_life", timeout=1)
+
+    run(scenario())
+
+
+def test_a_supervisor_escalates_to_its_own() -> None:
+    async def scenario() -> None:
+        world = World()
+
+        async def start(_: frozenset[str]) -> Incarnation:
+            return await Supervisor("inner", world.children("ab"), settings=QUICK).start()
+
+        outer = await Supervisor("outer", [ChildSpec("inner", start)], settings=QUICK).start()
+        for deaths in range(1, 9):
+            world.life("b").die()
+            await settle()
+            if deaths == 3:  # the inner one gave up, and was started anew with both of its children
+                assert await outer.call("inner", "b.number_of_life", timeout=1) == 4
+                assert await outer.call("inner", "a.number_of_life", timeout=1) == 2
+        world.life("b").die()
+        error = await outer.death()
+        assert "inner: gave up after 2 restarts" in str(error)
+        assert not world.living
+
+    run(scenario())
+
+
+def test_a_child_that_is_not_significant_is_given_up_alone() -> None:
+    async def scenario() -> None:
+        world = World()
+        specs = [world.child("a"), world.child("b", significant=False), world.child("c")]
+        supervisor = await Supervisor("s", specs, strategy=REST, settings=QUICK).start()
+        for _ in range(3):
+            world.life("b").die()
+            await settle()
+        with pytest.raises(ChildGivenUpError, match="b: given up after 2 restarts") as caught:
+            await supervisor.call("b", "number_of_life", timeout=1)
+        assert Classifier().classify(caught.value) is ErrorClass.UNKNOWN
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 1
+        assert await supervisor.call("c", "number_of_life", timeout=1) == 3
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_a_start_that_fails_counts_and_is_tried_again() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.refusals["b"] = 2
+        await (await Supervisor("s", world.children("ab"), settings=QUICK).start()).stop()
+        world.refusals["b"] = 3
+        with pytest.raises(SupervisorGaveUpError, match="b did not start: OSError: no room"):
+            await Supervisor("s", world.children("ab"), settings=QUICK).start()
+        assert not world.living
+
+    run(scenario())
+
+
+def test_a_call_fails_at_once_when_the_child_dies_and_the_next_one_waits_for_its_successor() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a")).start()
+        calling = asyncio.create_task(supervisor.call("a", "wait", timeout=60))
+        await settle()
+        world.gate.clear()
+        world.life("a").die()
+        with pytest.raises(ChildDownError, match="a died: EOFError: gone") as caught:
+            await calling
+        assert caught.value.loss is Loss.DIED
+        assert Classifier().classify(caught.value) is ErrorClass.CRASH
+        waiting = asyncio.create_task(supervisor.call("a", "number_of_life", timeout=60))
+        await settle()
+        assert not waiting.done()
+        assert not supervisor.alive("a")
+        world.gate.set()
+        assert await waiting == 2
+        await supervisor.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_life_that_is_given_up_is_killed_even_if_the_supervisor_ends_with_it(restarts: int) -> None:
+    async def scenario() -> None:
+        world = World()
+        settings = SupervisionSettings(restarts=restarts)
+        supervisor = await Supervisor("s", world.children("a"), settings=settings).start()
+        world.news()
+        with pytest.raises(ChildDownError):
+            await supervisor.call("a", "fail", EOFError("unreachable"), timeout=1)
+        await settle()
+        assert sorted(world.news()) == ["kill a"] + ["start a"] * restarts
+        assert [life.number for life in world.living] == [2] * restarts
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_calls_to_a_child_that_is_restarted_with_another_end() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("ab"), strategy=ALL).start()
+        calling = asyncio.create_task(supervisor.call("b", "wait", timeout=60))
+        await settle()
+        world.life("a").die()
+        with pytest.raises(ChildDownError, match="restarted together with a") as caught:
+            await calling
+        assert caught.value.loss is Loss.STOPPED
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_calls_have_deadlines_and_pass_on_what_methods_raise() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a")).start()
+        with pytest.raises(DeadlineError, match=r"a\.wait: no answer within 0\.01 s") as caught:
+            await supervisor.call("a", "wait", timeout=0.01)
+        assert Classifier().classify(caught.value) is ErrorClass.TRANSIENT
+        with pytest.raises(KeyError):
+            await supervisor.call("a", "fail", KeyError("x"), timeout=1)
+        with pytest.raises(TimeoutError) as own:
+            await supervisor.call("a", "fail", TimeoutError("its own"), timeout=1)
+        assert not isinstance(own.value, DeadlineError)
+        calling = asyncio.create_task(supervisor.call("a", "wait", timeout=60))
+        await settle()
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        with pytest.raises(ConfigError, match="known are a"):
+            await supervisor.call("b", "wait", timeout=1)
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 1
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_children_come_and_go_while_it_runs() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s").start()
+        supervisor.add(world.child("a"))
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 1
+        with pytest.raises(ConfigError, match="is supervised already"):
+            supervisor.add(world.child("a"))
+        await supervisor.restart("a")
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 2
+        world.gate.clear()
+        supervisor.add(world.child("b"))  # waits for resources, until it has to make way
+        await settle()
+        await supervisor.remove("b")
+        await supervisor.remove("a")
+        world.gate.set()
+        await settle()
+        assert not world.living
+        assert world.starts["b"] == 0
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_a_spare_takes_over_with_the_state_and_is_replaced() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a", spares=1)).start()
+        await settle()
+        assert world.starts["a"] == 2
+        supervisor._children["a"].snapshot = "state"
+        world.gate.clear()  # nothing new can be started
+        world.life("a").die()
+        await settle()
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 2
+        assert await supervisor.call("a", "get_state", timeout=1) == "state"
+        world.gate.set()
+        await settle()
+        assert [life.number for life in world.living] == [2, 3]
+        world.living[1].die()  # a spare that dies is no failure of the child
+        await settle()
+        assert [life.number for life in world.living] == [2, 4]
+        await supervisor.stop()
+        assert not world.living
+
+    run(scenario())
+
+
+def test_spares_that_keep_dying_are_given_up_and_the_child_lives_on() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a", spares=1), settings=QUICK).start()
+        await settle()
+        for _ in range(3):
+            world.living[1].die()
+            await settle()
+        assert [life.number for life in world.living] == [1]
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 1
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_a_child_that_keeps_failing_on_a_node_goes_elsewhere() -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a")).start()
+        for _ in range(3):
+            world.life("a").die()
+            await settle()
+        assert world.avoided == [frozenset(), frozenset(), frozenset({"bad"}), frozenset({"bad"})]
+        assert world.life("a").node == "good"
+        await supervisor.stop()
+
+    run(scenario())
+
+
+def test_a_defect_of_the_supervision_ends_it_with_its_cause() -> None:
+    async def scenario() -> None:
+        world = World()
+
+        def emit(kind: str, **_: Any) -> None:
+            if kind == "child_down":
+                raise ZeroDivisionError("in the journal")
+
+        supervisor = await Supervisor("s", world.children("ab"), emit=emit).start()
+        world.life("a").die()
+        assert "ZeroDivisionError: in the journal" in str(await supervisor.death())
+        assert not world.living
+
+    run(scenario())
+
+
+class SupervisorMachine(RuleBasedStateMachine):
+    """Children die, refuse to start, come and go; a model without concurrency says who lives and who was restarted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clock = Clock()
+        self.order: list[str] = []
+        self.lives: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.spent: dict[str, list[float]] = {}
+        self.optional: set[str] = set()
+        self.given_up: set[str] = set()
+        self.over = False
+
+    @initialize(strategy=st.sampled_from(RestartStrategy), optional=st.sets(st.sampled_from("abc")))
+    def begin(self, strategy: RestartStrategy, optional: set[str]) -> None:
+        self.strategy, self.optional = strategy, optional
+        self.supervisor, self.world = self.do(self.made())
+
+    async def made(self) -> tuple[Supervisor, World]:
+        world = World()
+        specs = [world.child(name, significant=name not in self.optional) for name in "abc"]
+        self.order = list("abc")
+        self.lives.update(self.order)
+        supervisor = Supervisor("s", specs, strategy=self.strategy, settings=QUICK, clock=self.clock)
+        return await supervisor.start(), world
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        async def and_settle() -> Any:
+            result = await work
+            await settle()
+            return result
+
+        return self.loop.run_until_complete(and_settle())
+
+    def spend(self, name: str) -> bool:
+        times = self.spent.setdefault(name if name in self.optional else "", [])
+        times[:] = [at for at in times if self.clock.now - at <= QUICK.period_seconds] + [self.clock.now]
+        return len(times) <= QUICK.restarts
+
+    def fail(self, failed: str | None, down: set[str]) -> None:
+        """What should follow from the failure of a child while others are `down`, too."""
+        while failed is not None:
+            group = [name for name in affected(self.strategy, self.order, failed) if name not in self.given_up]
+            if self.spend(failed):
+                down |= set(group)
+            elif failed in self.optional:
+                self.given_up.add(failed)
+            else:
+                self.over = True
+                return
+            failed = self.launch([name for name in group if name in down and name not in self.given_up], down)
+
+    def launch(self, group: list[str], down: set[str]) -> str | None:
+        for name in group:
+            if self.refusals[name]:
+                self.refusals[name] -= 1
+                return name
+            self.lives[name] += 1
+            down.discard(name)
+        return None
+
+    def living(self) -> list[str]:
+        return [] if self.over else [name for name in self.order if name not in self.given_up]
+
+    @rule(seconds=st.sampled_from([1, 4, 11]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(name=st.sampled_from("abcd"), times=st.integers(1, 3))
+    def refuse(self, name: str, times: int) -> None:
+        self.refusals[name] = self.world.refusals[name] = times
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.living()))
+        self.do(self.dying(name))
+        self.fail(name, {name})
+
+    @precondition(lambda self: self.living())
+    @rule(data=st.data())
+    def restart(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.living()))
+        self.do(self.supervisor.restart(name))
+        down = set(affected(self.strategy, self.order, name))
+        self.fail(
+            self.launch([n for n in affected(self.strategy, self.order, name) if n not in self.given_up], down), down
+        )
+
+    @precondition(lambda self: not self.over and "d" not in self.order)
+    @rule()
+    def add(self) -> None:
+        self.do(self.adding())
+        self.order.append("d")
+        down = {"d"}
+        self.fail(self.launch(["d"], down), down)
+
+    @precondition(lambda self: not self.over and "d" in self.order)
+    @rule()
+    def remove(self) -> None:
+        self.do(self.supervisor.remove("d"))
+        self.order.remove("d")
+
+    async def dying(self, name: str) -> None:
+        self.world.life(name).die()
+
+    async def adding(self) -> None:
+        self.supervisor.add(self.world.child("d"))
+
+    @invariant()
+    def those_live_that_should_and_nobody_twice(self) -> None:
+        if self.order:
+            assert sorted(life.name for life in self.world.living) == sorted(self.living())
+            assert {name: self.world.starts[name] for name in self.living()} == {
+                n: self.lives[n] for n in self.living()
+            }
+
+    @invariant()
+    def calls_reach_the_present_life(self) -> None:
+        for name in self.living():
+            assert self.do(self.supervisor.call(name, "number_of_life", timeout=5)) == self.lives[name]
+
+    def teardown(self) -> None:
+        if self.order:
+            self.do(self.supervisor.stop())
+            assert not self.world.living
+        self.loop.close()
+
+
+TestSupervisorMachine = SupervisorMachine.TestCase
+TestSupervisorMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=20, deadline=None)
