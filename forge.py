@@ -78,16 +78,26 @@ def resume(run: Run, address: Address = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(run: Run, as_json: Json = False) -> None:
-    """Show how far a run is, from its files alone."""
-    from coordinators.driver import run_status
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until the run ends, or Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far a run is and how it fares, from its files alone."""
+    from coordinators.status import run_status
+    from coordinators.statusview import render, watch_on
+    from coordinators.statusview import watch as keep_showing
 
-    state = run_status(run)
-    if as_json:
-        _print_json(state)
+    try:
+        if not watch:
+            state = run_status(run)
+            _print_json(state) if as_json else console.print(render(state))
+        elif as_json:
+            keep_showing(run, lambda state: typer.echo(json.dumps(state, default=str)))
+        else:
+            watch_on(run, console)
+    except KeyboardInterrupt:
         return
-    for key, value in state.items():
-        console.print(f"[bold]{key}[/]: {value if isinstance(value, str) else json.dumps(value, default=str)}")
 
 
 @app.command()

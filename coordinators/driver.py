@@ -4,24 +4,24 @@ The driver holds the lease on the run directory, starts Ray and the pipeline's c
 live view and to W&B. It does no work of its own: if it is killed, `forge resume` goes on from what is stored.
 """
 
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import ray
-import yaml
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from coordinators.config import PipelineConfig, dump_config, parse_config
+from coordinators.alerts import Alerts, webhook_url
+from coordinators.cluster import check_address, connected
+from coordinators.config import PipelineConfig, dump_config
 from coordinators.live import LiveView
 from coordinators.pipeline import finished_result, spawn_pipeline
+from coordinators.status import read_config
+from coordinators.status import run_status as run_status
 from coordinators.tracking import PipelineLogger
-from phases import rundir, storage
+from phases import storage
 from phases.contract import PhaseResult
-from phases.errors import ArtifactError, ConfigError, ForgeError
-from recovery.checkpoints import Checkpoints
+from phases.errors import ConfigError, ForgeError
 from recovery.commits import FencedError
 from recovery.journal import Journal
 from recovery.lease import Lease
@@ -32,7 +32,7 @@ _POLL_SECONDS = 0.5
 def start_run(config: PipelineConfig, run: str, *, plain: bool = False) -> PhaseResult:
     """Run a pipeline in a new run directory and return the last phase's result.
 
-    Raises `ConfigError` where the directory already holds a run or the cluster to join cannot be used, `BusyError` where
+    Raises `ConfigError` where the directory holds a run or the cluster to join cannot be used, `BusyError` where
     another process works in it, and `ForgeError` with the cause and the way on where a task failed.
     """
     run = _absolute(run)
@@ -77,15 +77,14 @@ def _drive(run: str, config: PipelineConfig, plain: bool, lease: Lease) -> Phase
 
     Each has an epoch of its own, so that one that was taken for dead writes nothing any more.
     """
-    options = {"object_store_mb": config.ray.object_store_mb, "dashboard": config.ray.dashboard}
     with (
-        connected(config.ray.address, **options) as address,
+        connected(config.ray) as address,
         Alerts(run, config.alerts) as alerts,
         LiveView(plain=plain) as view,
         PipelineLogger(run, config) as logger,
     ):
         if address is not None:
-            Journal(run).append("cluster_joined", address=address)
+            Journal(run, lease.epoch).append("cluster_joined", address=address)
             view.on_event({"kind": "cluster_joined", "address": address})
         for left in reversed(range(config.supervision.pipeline_restarts + 1)):
             pipeline = spawn_pipeline(run, config, lease.epoch)
@@ -95,7 +94,8 @@ def _drive(run: str, config: PipelineConfig, plain: bool, lease: Lease) -> Phase
             except RayError as error:
                 if not (left and isinstance(error, RayActorError)):
                     stopped = _stopped(run, error)
-                    alerts.send(f"the run has stopped: {stopped}", level="error")
+                    if not isinstance(stopped, FencedError):
+                        alerts.send(f"the run has stopped: {stopped}", level="error")
                     raise stopped from error
                 ray.kill(pipeline)  # else its name stays taken for as long as a traceback holds the handle
                 reason = str(error).partition("\n")[0]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 10.0
+_TOLD = {"alert": "{level}: {text}", "cluster_joined": "running on the Ray cluster at {address}"}
 _SHOWN = ("loss", "tokens_per_second", "best_fitness", "diversity")
 
 
@@ -37,6 +38,9 @@ class LiveView:
         """Show an event."""
         if event["kind"] == "progress":
             self._on_progress(event)
+            return
+        if event["kind"] in _TOLD:
+            self._say(_TOLD[event["kind"]].format(**event))
             return
         task = event.get("task")
         if event["kind"] == "task_finished" and task in self._bars:
