@@ -42,8 +42,8 @@ class Kind(StrEnum):
     VALIDATION = "validation"
     UNKNOWN = "unknown"
     UNPICKLABLE = "unpicklable"
-    DISK_FULL = "disk_full"  # half of a file is written
-    TORN = "torn"  # half of a file is written, and the process is killed
+    DISK_FULL = "disk_full"
+    TORN = "torn"  # half of a file is written, under its temporary name, and the process is killed
     CORRUPT = "corrupt"  # a byte of a folder that is complete is flipped, and the process is killed
     SLOW = "slow"
     KILL = "kill"
@@ -212,21 +212,18 @@ class Injector:
             self._strike(fault)
 
     def write(self, original: Callable[[str, bytes], None], path: str, data: bytes) -> None:
-        """Write a file under its temporary name, as `original` does, if nothing else is planned."""
-        fault = self._due(point) if (point := self._point_of(path)) is not None else None
-        if fault is not None and fault.kind in (Kind.DISK_FULL, Kind.TORN):
-            with open(path, "wb") as file:
-                file.write(data[: len(data) // 2])
-        if fault is not None:
+        """Write a file of the run as `original` does, if nothing else is planned.
+
+        Its lease and journal depend on time and have no points.
+        """
+        relative = os.path.relpath(path, self.run)
+        if relative[:2].isdigit() and (fault := self._due(Point("write", relative))) is not None:
+            if fault.kind is Kind.TORN:
+                folder, name = os.path.split(path)
+                os.makedirs(folder, exist_ok=True)
+                Path(folder, f".tmp-{name}-torn").write_bytes(data[: len(data) // 2])
             self._strike(fault)
         original(path, data)
-
-    def _point_of(self, temporary: str) -> Point | None:
-        """Return the point of a file of the run; its lease and journal depend on time and have none."""
-        folder, name = os.path.split(os.path.relpath(temporary, self.run))
-        if not folder[:2].isdigit():
-            return None
-        return Point("write", f"{folder}/{name.removeprefix('.tmp-').rpartition('-')[0]}")
 
     def _due(self, point: Point) -> Fault | None:
         line = json.dumps([point.hook, point.step, time.time(), os.getpid()])
@@ -287,8 +284,8 @@ def install(log: FaultLog) -> Injector:
     """Make the hooks and the writes of this process follow a plan."""
     global _injector
     injector = _injector = Injector(log)
-    original = storage._write_and_sync
-    storage._write_and_sync = lambda path, data: injector.write(original, path, data)
+    original = storage.write_bytes
+    storage.write_bytes = lambda uri, data: injector.write(original, uri, data)
     return injector
 
 
