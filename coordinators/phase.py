@@ -28,6 +28,7 @@ from phases.errors import ConfigError, ForgeError
 from recovery.circuit_breaker import Breakers, BreakerState, CircuitBreaker, Transition
 from recovery.classify import Classifier, ErrorClass
 from recovery.commits import Commits
+from recovery.faults import hook
 from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
 from recovery.supervision import Pulse, SupervisionSettings
 
@@ -163,6 +164,7 @@ class PhaseCoordinator:
         return await breaker.call(self._attempt, task, learning_rate_factor)
 
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
+        hook("attempt", self.phase, task.id)
         epoch = self.commits.begin(f"{self.phase}/{task.id}")
         self._busy.add(task.agent)
         watcher: asyncio.Task[None] | None = None
@@ -182,6 +184,7 @@ class PhaseCoordinator:
             self._busy.discard(task.agent)
             if watcher is not None:
                 watcher.cancel()
+        hook("attempted", self.phase, task.id)
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
 
