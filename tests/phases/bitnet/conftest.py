@@ -39,3 +39,16 @@ def untied() -> TinyTitan:
 def rows() -> torch.Tensor:
     """Return (3, 41) token ids: two whole segments and a part."""
     return torch.randint(16, 300, (3, 41), generator=torch.Generator().manual_seed(1))
+
+
+def talkative(**changes: object) -> TinyTitan:
+    """Return a random model of pronounced opinions, whose tokens halt at different steps."""
+    model = small(**{"train_ponder_steps": 3, "halt_threshold": 0.8} | changes)
+    with torch.no_grad():
+        for layer in (model.embedding, model.head):
+            if layer is not None:
+                layer.weight.mul_(20)
+        model.halting.linear.weight.normal_(std=0.3)
+        model.halting.linear.bias.fill_(0.5)
+        model.step_embedding.normal_(std=0.5)
+    return model.eval()

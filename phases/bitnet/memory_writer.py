@@ -1,0 +1,66 @@
+"""The part of a TinyTitan's long-term memory that an exported graph leaves out: writing, once per segment.
+
+It is the model's own code over the weights as stored, so that what is remembered is the same.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from phases.bitnet.activations import QUANTISERS
+from phases.bitnet.packed import Architecture, PackedModel
+from phases.cognate.memory import LongTermMemory, MemoryState
+
+_PREFIX = "memory."
+_GATES = ("address_gate.weight", "address_gate.bias", "decay_gate.weight", "decay_gate.bias")
+_VECTORS = ("norm.weight", "k_conv", "v_conv", *_GATES)
+_MATRICES = ("k.weight", "v.weight")
+
+
+def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
+    """Return what a `MemoryWriter` needs, matrices as codes and scales where they are quantised."""
+    tensors = {name: model.vectors[_PREFIX + name] for name in _VECTORS}
+    for name in _MATRICES:
+        matrix = model.matrices[_PREFIX + name]
+        if isinstance(matrix, Tensor):
+            tensors[name] = matrix
+        else:
+            tensors |= {f"{name}.codes": matrix.codes, f"{name}.scale": matrix.row_scale.half().contiguous()}
+    return tensors
+
+
+class MemoryWriter:
+    """Writes the memory of one stream."""
+
+    def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+        config, activations = architecture.titan, QUANTISERS[architecture.activations]
+        assert config is not None
+        self._activations = activations if architecture.quantised_head else None
+        self._memory = LongTermMemory(config.d_model, config.memory).eval()
+        own = self._memory.state_dict()
+        for name in _VECTORS:
+            own[name] = tensors[name]
+        for name in _MATRICES:
+            plain = tensors.get(name)
+            own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].float() if plain is None else plain
+        self._memory.load_state_dict(own)
+        if f"{_MATRICES[0]}.codes" in tensors:
+            for projection in (self._memory.k, self._memory.v):
+                projection.register_forward_pre_hook(lambda _, inputs: (activations.values(inputs[0]),))
+
+    def empty(self) -> MemoryState:
+        """Return a memory that holds nothing."""
+        return self._memory.empty(1, "cpu", torch.float32)
+
+    @torch.no_grad()
+    def write(
+        self, state: MemoryState, outputs: npt.NDArray[np.float32], surprise: npt.NDArray[np.float32]
+    ) -> MemoryState:
+        """Return the memory after a segment: `outputs` (T, D), not yet quantised, and `surprise` (T,), nats."""
+        hidden = torch.from_numpy(outputs.copy())
+        if self._activations is not None:
+            hidden = self._activations.values(hidden)
+        return self._memory.write(state, hidden[None], torch.from_numpy(surprise.copy())[None])

@@ -1,0 +1,276 @@
+"""A packed model as one ONNX file: one pass of tokens through the stack, with caches as inputs and outputs.
+
+For a plain decoder a pass is all there is. A TinyTitan takes up to `steps` passes per token; the caller runs the next
+one with the tokens that have not halted, and gets the logits of those that have (`onnx_runtime.py`). Whatever of the
+cache a token may not see is masked, so buffers of fixed size can be bound once and nothing is copied per token.
+
+Inputs (T tokens, W places of the cache, S memory slots, P earlier memory queries):
+`tokens` (T), `cos`, `sin` (T, K/2), `mask` (T, W + T, 0 or -inf), `key_i`, `value_i` (1, G, W, K) for each layer; and
+of a TinyTitan `hidden` (T, D, of the pass before), `step` (), `last` (), `going_on` (T, the chance that a token goes on
+so far), `slot_keys`, `slot_values` (S, D), `slot_fade` (S), `past_queries` (P, D), `query_index` (T, 4, into those and
+then this pass's own).
+Outputs: `logits`, `normed` (of the tokens that halted here), `present` (1, L * 2 G, T, K) and of a TinyTitan
+`hidden_out`, `going_on_out`, `halted` (T) and `queries` (T, D).
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear, lookup
+from phases.bitnet.packed import Architecture, PackedModel
+from phases.cognate.memory import CONV_WIDTH
+
+HEAD = "embedding.weight"
+
+
+def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it.
+
+    Weights in fp32 give the full-precision model with the same nodes otherwise.
+    """
+    graph = Graph()
+    inputs = _inputs(model.architecture)
+    outputs = _Exporter(graph, model, exact).build()
+    properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
+    proto = helper.make_model(
+        graph.proto("decoder", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=IR_VERSION,
+        producer_name="agent-forge",
+    )
+    helper.set_model_props(proto, properties | (metadata or {}))
+    return proto
+
+
+def _inputs(a: Architecture) -> list[onnx.ValueInfoProto]:
+    cache: list[int | str] = [1, a.n_kv_heads, "W", a.head_dim]
+    half = a.head_dim // 2
+    shapes: dict[str, tuple[int, list[int | str]]] = {
+        "tokens": (TensorProto.INT64, ["T"]),
+        "cos": (TensorProto.FLOAT, ["T", half]),
+        "sin": (TensorProto.FLOAT, ["T", half]),
+        "mask": (TensorProto.FLOAT, ["T", "W_plus_T"]),
+    }
+    for layer in range(a.n_layers):
+        shapes |= {f"{kind}_{layer}": (TensorProto.FLOAT, cache) for kind in ("key", "value")}
+    if a.titan is not None:
+        shapes |= {
+            "hidden": (TensorProto.FLOAT, ["T", a.d_model]),
+            "step": (TensorProto.INT64, []),
+            "last": (TensorProto.BOOL, []),
+            "going_on": (TensorProto.FLOAT, ["T"]),
+            "slot_keys": (TensorProto.FLOAT, ["S", a.d_model]),
+            "slot_values": (TensorProto.FLOAT, ["S", a.d_model]),
+            "slot_fade": (TensorProto.FLOAT, ["S"]),
+            "past_queries": (TensorProto.FLOAT, ["P", a.d_model]),
+            "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
+        }
+    return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
+
+
+@dataclass(frozen=True)
+class _Exporter:
+    graph: Graph
+    model: PackedModel
+    exact: bool
+
+    @property
+    def a(self) -> Architecture:
+        return self.model.architecture
+
+    def build(self) -> list[onnx.ValueInfoProto]:
+        """Add all nodes and return the outputs."""
+        g, a = self.graph, self.a
+        x, pending = self._first(), ""
+        count = g.op("Squeeze", g.op("Shape", "tokens"))
+        positions = g.op("Unsqueeze", g.op("Range", self._zero(), count, g.constant(np.array(1))), g.ints(0))
+        present, queries = list[str](), ""
+        for layer in range(a.n_layers):
+            if a.titan is not None and layer == a.n_layers // 2:
+                normed, x = self._add_norm(x, pending, "memory.norm.weight")
+                recalled, queries = self._remember(normed)
+                x, pending = g.op("Add", x, recalled), ""
+            normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
+            attended, key, value = self._attend(normed, layer, positions)
+            present += [key, value]
+            normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
+            pending = self._mlp(normed, layer)
+        self._rename(g.op("Concat", *present, axis=1), "present")
+        outputs = [self._output("present", [1, 2 * a.n_layers * a.n_kv_heads, "T", a.head_dim])]
+        if a.titan is None:
+            normed, _ = self._add_norm(x, pending, "norm.weight")
+            self._rename(self._head(g, normed), "logits")
+            self._rename(normed, "normed")
+            return [*outputs, *self._logits()]
+        self._rename(queries, "queries")
+        self._halt(g.op("Add", x, pending))
+        more = [self._output("queries", ["T", a.d_model]), self._output("hidden_out", ["T", a.d_model])]
+        more += [self._output("going_on_out", ["T"]), helper.make_tensor_value_info("halted", TensorProto.BOOL, ["T"])]
+        return [*outputs, *more, *self._logits()]
+
+    def _logits(self) -> list[onnx.ValueInfoProto]:
+        return [self._output("logits", ["H", self.a.vocab_size]), self._output("normed", ["H", self.a.d_model])]
+
+    def _first(self) -> str:
+        """Return what enters the stack: embedded tokens, or the pass before, plus the step's own vector."""
+        g = self.graph
+        if self.a.titan is None:
+            return lookup(g, "tokens", HEAD, self.model.matrices[HEAD], exact=self.exact)
+        fresh, again = Graph(g), Graph(g)
+        embedded = lookup(fresh, "tokens", HEAD, self.model.matrices[HEAD], exact=self.exact)
+        hidden = again.op("Identity", "hidden")
+        x = self._either(g.op("Equal", "step", self._zero()), (fresh, [embedded]), (again, [hidden]))[0]
+        return g.op("Add", x, g.op("Gather", self._vector("step_embedding"), "step", axis=0))
+
+    def _attend(self, x: str, layer: int, positions: str) -> tuple[str, str, str]:
+        """Return the attention's contribution (T, D) and the new keys and values (1, G, T, K)."""
+        g, a = self.graph, self.a
+        qkv = self._linear(x, f"blocks.{layer}.qkv")
+        heads = a.n_heads + 2 * a.n_kv_heads
+        parted = g.op("Transpose", g.op("Reshape", qkv, g.ints(1, -1, heads, a.head_dim)), perm=[0, 2, 1, 3])
+        qk, v = self._split(parted, 1, a.n_heads + a.n_kv_heads, a.n_kv_heads)
+        turned = g.op("RotaryEmbedding", qk, positions, "cos", "sin", domain=MICROSOFT)
+        q, k = self._split(turned, 1, a.n_heads, a.n_kv_heads)
+        past_k, past_v, group = f"key_{layer}", f"value_{layer}", a.n_heads // a.n_kv_heads
+        if group > 1:  # queries that share keys become rows of one product
+            q = g.op("Reshape", q, g.ints(1, a.n_kv_heads, -1, a.head_dim))
+        scale = float(a.head_dim**-0.5)
+        scores = [g.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale) for keys in (past_k, k)]
+        score = g.op("Concat", *scores, axis=-1)
+        if group > 1:
+            score = g.op("Reshape", score, self._grouped())
+        p = g.op("Softmax", g.op("Add", score, "mask"), axis=-1)
+        if group > 1:
+            p = g.op("Reshape", p, self._flat())
+        before, now = g.ops("Split", p, self._lengths(layer), outputs=2, axis=3)
+        mixed = g.op("Add", g.op("MatMul", before, past_v), g.op("MatMul", now, v))
+        if group > 1:
+            mixed = g.op("Reshape", mixed, g.ints(1, a.n_heads, -1, a.head_dim))
+        flat = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(-1, a.n_heads * a.head_dim))
+        return self._linear(flat, f"blocks.{layer}.out"), k, v
+
+    def _mlp(self, x: str, layer: int) -> str:
+        g = self.graph
+        gate, up = self._split(self._linear(x, f"blocks.{layer}.gate_up"), 1, self.a.hidden, self.a.hidden)
+        return self._linear(g.op("Mul", self._silu(gate), up), f"blocks.{layer}.down")
+
+    def _remember(self, normed: str) -> tuple[str, str]:
+        """Return what memory adds (T, D) and this pass's queries, as `LongTermMemory.recall` computes them."""
+        g, titan = self.graph, self.a.titan
+        assert titan is not None
+        queries = self._linear(normed, "memory.q")
+        pool = g.op("Concat", "past_queries", queries, axis=0)
+        taps = g.op("Mul", g.op("Gather", pool, "query_index", axis=0), self._vector("memory.q_conv"))
+        query = g.op("ReduceSum", taps, g.ints(1), keepdims=0)
+        match = g.op("Sub", g.op("FusedMatMul", query, "slot_keys", domain=MICROSOFT, transB=1), "slot_fade")
+        top, slots = g.ops("TopK", match, g.ints(titan.memory.top_k), outputs=2, axis=1)
+        null = g.op("Mul", self._part(top, 1), g.constant(np.array(0, np.float32)))
+        # A slot that is not there has a fade of 1e30 and not infinity, which times 0 would not be 0.
+        weights = g.op("Softmax", g.op("Concat", null, top, axis=1), axis=1)
+        weights = g.op("Slice", weights, g.ints(1), g.ints(1 + titan.memory.top_k), g.ints(1))
+        chosen = g.op("Gather", "slot_values", slots, axis=0)  # (T, k, D)
+        summed = g.op("MatMul", g.op("Unsqueeze", weights, g.ints(1)), chosen)
+        recalled = self._linear(g.op("Squeeze", summed, g.ints(1)), "memory.o")
+        matched = g.op("ReduceSum", weights, g.ints(1), keepdims=1)
+        inner = self._silu(self._linear(recalled, "memory.mlp.0"))
+        shown = g.op("Add", recalled, g.op("Mul", matched, self._linear(inner, "memory.mlp.2")))
+        return g.op("Mul", g.op("Sigmoid", self._gate(normed, "memory.read_gate")), shown), queries
+
+    def _halt(self, x: str) -> None:
+        """Decide which tokens halt and give their logits."""
+        g, titan = self.graph, self.a.titan
+        assert titan is not None
+        chance = g.op("Sigmoid", g.op("Neg", self._gate(x, "halting.linear")))
+        going_on = g.op("Mul", "going_on", g.op("Squeeze", chance, g.ints(1)))
+        sure = g.op("Sub", g.constant(np.array(1, np.float32)), going_on)
+        threshold = g.constant(np.array(titan.halt_threshold, np.float32))
+        halted = g.op("Or", g.op("GreaterOrEqual", sure, threshold), "last")
+        for value, name in ((x, "hidden_out"), (going_on, "going_on_out"), (halted, "halted")):
+            self._rename(value, name)
+        some, none = Graph(g), Graph(g)
+        normed, _ = self._add_norm(some.op("Compress", x, halted, axis=0), "", "norm.weight", some)
+        empty = [none.op("ConstantOfShape", none.ints(0, width)) for width in (self.a.vocab_size, self.a.d_model)]
+        number = g.op("ReduceSum", g.op("Cast", halted, to=TensorProto.INT64), keepdims=0)
+        any_halted = g.op("Greater", number, self._zero())
+        found = self._either(any_halted, (some, [self._head(some, normed), normed]), (none, empty))
+        self._rename(found[0], "logits")
+        self._rename(found[1], "normed")
+
+    def _head(self, graph: Graph, normed: str) -> str:
+        name = HEAD if self.a.tied else "head.weight"
+        return linear(graph, normed, name, self.model.head, exact=self.exact)
+
+    def _linear(self, x: str, name: str) -> str:
+        matrix, bias = self.model.matrices[f"{name}.weight"], self.model.vectors.get(f"{name}.bias")
+        return linear(self.graph, x, f"{name}.weight", matrix, bias=bias, exact=self.exact)
+
+    def _gate(self, x: str, name: str) -> str:
+        weight, bias = (self.model.vectors[f"{name}.{part}"] for part in ("weight", "bias"))
+        g = self.graph
+        stored = g.store(f"{name}.weight", weight.numpy()), g.store(f"{name}.bias", bias.numpy())
+        return g.op("Gemm", x, *stored, transB=1)
+
+    def _add_norm(self, x: str, add: str, weight: str, graph: Graph | None = None) -> tuple[str, str]:
+        """Return the RMSNorm of x + add and the sum itself; `add` may be empty."""
+        g, eps = graph or self.graph, self.a.eps
+        scale = g.store(weight, self.model.vectors[weight].numpy())
+        if not add:
+            return g.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
+        kind = "SkipSimplifiedLayerNormalization"
+        names = [g.name("normed"), "", "", g.name("sum")]
+        g.nodes.append(helper.make_node(kind, [x, add, scale], names, domain=MICROSOFT, epsilon=eps))
+        return names[0], names[3]
+
+    def _silu(self, x: str) -> str:
+        return self.graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+    def _split(self, x: str, axis: int, *sizes: int) -> list[str]:
+        return self.graph.ops("Split", x, self.graph.ints(*sizes), outputs=len(sizes), axis=axis)
+
+    def _part(self, x: str, width: int) -> str:
+        g = self.graph
+        return g.op("Slice", x, g.ints(0), g.ints(width), g.ints(1))
+
+    def _either(self, condition: str, yes: tuple[Graph, list[str]], no: tuple[Graph, list[str]]) -> list[str]:
+        """Return the outputs of an If node. Its branches see everything outside."""
+
+        def branch(graph: Graph, names: list[str]) -> onnx.GraphProto:
+            # Branches declare no shapes; the runtime infers them.
+            outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+            return graph.proto(names[0], [], outputs)
+
+        branches = {"then_branch": branch(*yes), "else_branch": branch(*no)}
+        return self.graph.ops("If", condition, outputs=len(yes[1]), **branches)
+
+    def _zero(self) -> str:
+        return self.graph.constant(np.array(0))
+
+    def _lengths(self, layer: int) -> str:
+        """Return the vector (W, T)."""
+        g = self.graph
+        past = g.op("Shape", f"key_{layer}", start=2, end=3)
+        return g.op("Concat", past, g.op("Shape", "tokens"), axis=0)
+
+    def _grouped(self) -> str:
+        """Return the shape (1, H, T, -1) of scores."""
+        g = self.graph
+        return g.op("Concat", g.ints(1, self.a.n_heads), g.op("Shape", "tokens"), g.ints(-1), axis=0)
+
+    def _flat(self) -> str:
+        """Return the shape (1, G, H / G * T, -1) of scores."""
+        g = self.graph
+        rows = g.op("Mul", g.op("Shape", "tokens"), g.ints(self.a.n_heads // self.a.n_kv_heads))
+        return g.op("Concat", g.ints(1, self.a.n_kv_heads), rows, g.ints(-1), axis=0)
+
+    def _vector(self, name: str) -> str:
+        return self.graph.store(name, self.model.vectors[name].numpy())
+
+    def _rename(self, value: str, name: str) -> None:
+        self.graph.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def _output(self, name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

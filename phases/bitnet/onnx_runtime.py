@@ -1,0 +1,250 @@
+"""Running an exported file: caches bound once and written in place, ponder steps, and the long-term memory.
+
+The file holds everything: weights, the architecture and, for a TinyTitan, what its memory writes with (in the metadata,
+for that part is not in the graph). What a token sees is what it sees in `phases.cognate.titan`: the same window, the
+same halting, the same memory, so logits agree to rounding whether tokens come one by one or all at once.
+
+Shapes: T tokens of a piece, A of them still pondering, V vocabulary, W places of the cache.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort  # type: ignore[import-untyped]
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as states  # type: ignore[import-untyped]
+from safetensors.torch import load
+from torch import Tensor
+
+from phases.bitnet.memory_writer import MemoryWriter
+from phases.bitnet.packed import Architecture
+from phases.cognate.memory import CONV_WIDTH, MemoryState
+from phases.cognate.rope import rotation
+from phases.errors import ArtifactError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+_FIRST_CAPACITY = 256  # places of a plain decoder's cache to begin with; doubled when full
+_FAILURES = (states.Fail, states.InvalidArgument, states.InvalidProtobuf, states.NoSuchFile, states.InvalidGraph)
+_NOT_THERE = 1e30  # the fade of a slot that is empty
+
+
+@dataclass
+class Read:
+    """What a model made of tokens: `logits` (T, V) of those that follow, and the ponder steps (T) that each took."""
+
+    logits: Floats
+    steps: Ints
+
+
+class OnnxModel:
+    """A session and its metadata. Any number of `Stream`s read with it, one at a time."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        """Open a file. Raises `ArtifactError` where it is not one of ours."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            properties = self.session.get_modelmeta().custom_metadata_map
+            self.architecture = Architecture.model_validate_json(properties["architecture"])
+            self.exact = bool(json.loads(properties["exact"]))
+        except (KeyError, ValueError, *_FAILURES) as error:
+            raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
+        self.writer: MemoryWriter | None = None
+        if self.architecture.titan is not None:
+            tensors = load(base64.b64decode(properties["memory"]))
+            self.writer = MemoryWriter(self.architecture, tensors)
+
+    def stream(self) -> "Stream":
+        """Return a stream that has read nothing."""
+        return Stream(self)
+
+
+class Stream:
+    """One text as it is read on: caches, memory, and the prediction of the next token."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.model, self.position = model, 0
+        a, titan = model.architecture, model.architecture.titan
+        self.prediction: Floats | None = None
+        self._bindings = [model.session.io_binding() for _ in range(a.steps)]
+        self._segment = titan.segment_len if titan else 0
+        self._outputs = np.zeros((self._segment, a.d_model), np.float32)
+        self._surprise = np.zeros(self._segment, np.float32)
+        self._cache, self._queries = self._make_cache(2 * self._segment if titan else _FIRST_CAPACITY)
+        if model.writer is not None:
+            self._memory = model.writer.empty()
+            self._bind_memory(self._memory)
+
+    def read(self, tokens: list[int]) -> Read:
+        """Read on and return the logits behind each token. Raises `ArtifactError` for an id beyond the vocabulary."""
+        ids = np.array(tokens, np.int64)
+        if len(ids) == 0 or ids.min() < 0 or ids.max() >= self.model.architecture.vocab_size:
+            raise ArtifactError(f"tokens must be 0 to {self.model.architecture.vocab_size - 1}, and at least one")
+        parts = list[Read]()
+        while len(ids):
+            room = self._segment - self.position % self._segment if self._segment else len(ids)
+            parts.append(self._piece(ids[:room]))
+            ids = ids[room:]
+        return Read(np.concatenate([p.logits for p in parts]), np.concatenate([p.steps for p in parts]))
+
+    def _piece(self, ids: Ints) -> Read:
+        """Read tokens of one segment."""
+        a = self.model.architecture
+        if not self._segment and self.position + len(ids) > self._cache.shape[-2]:
+            larger = self._make_cache(max(2 * self._cache.shape[-2], self.position + len(ids)))
+            larger[0][..., : self.position, :] = self._cache[..., : self.position, :]
+            self._cache, self._queries = larger
+        begin, end = self._places()
+        hidden = np.zeros((len(ids), a.d_model), np.float32)
+        normed = np.empty_like(hidden)
+        logits = np.empty((len(ids), a.vocab_size), np.float32)
+        steps, going_on = np.zeros(len(ids), np.int64), np.ones(len(ids), np.float32)
+        active = np.arange(len(ids))
+        for step in range(a.steps):
+            found = self._run(step, ids, active, hidden, going_on, begin, end)
+            cache = self._cache[step]
+            cache[..., end + active, :] = found["present"].reshape(*cache.shape[:-2], len(active), -1)
+            halted = found.get("halted", np.ones(len(active), np.bool_))
+            done = active[halted]
+            logits[done], normed[done], steps[done] = found["logits"], found["normed"], step + 1
+            if a.titan is not None:
+                hidden[active], going_on[active] = found["hidden_out"], found["going_on_out"]
+                self._queries[step, end + active] = found["queries"]
+                self._queries[step + 1 :, end + done] = self._queries[step, end + done]
+                self._cache[step + 1 :, ..., end + done, :] = self._cache[step][..., end + done, :]
+            active = active[~halted]
+            if not len(active):
+                break
+        self._absorb(ids, logits, normed)
+        return Read(logits, steps)
+
+    def _run(
+        self, step: int, ids: Ints, active: Ints, hidden: Floats, going_on: Floats, begin: int, end: int
+    ) -> dict[str, Any]:
+        """Take one pass with the tokens at the columns `active` and return the outputs by name."""
+        a = self.model.architecture
+        cos, sin = self._rotation(active)
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "tokens": ids[active],
+            "cos": cos,
+            "sin": sin,
+            "mask": self._mask(active, len(ids), begin, end),
+        }
+        if a.titan is not None:
+            feeds |= {
+                "hidden": hidden[active],
+                "going_on": going_on[active],
+                "step": np.array(step, np.int64),
+                "last": np.array(step == a.steps - 1),
+                "query_index": self._query_index(active, end),
+            }
+        binding = self._bindings[step]
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        outputs = [output.name for output in self.model.session.get_outputs()]
+        for name in outputs:
+            binding.bind_output(name)
+        self.model.session.run_with_iobinding(binding)
+        return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _mask(self, active: Ints, length: int, begin: int, end: int) -> Floats:
+        """Return 0 where a token may look and -inf elsewhere, (A, W + A)."""
+        width = self._cache.shape[-2]
+        seen = np.zeros((len(active), width + len(active)), np.bool_)
+        seen[:, begin:end] = True
+        if len(active) < length:  # those that have halted are in the cache already
+            columns = np.setdiff1d(np.arange(length), active)
+            seen[:, end + columns] = columns <= active[:, None]
+        seen[:, width:] = active <= active[:, None]
+        return np.where(seen, np.float32(0), np.float32(-np.inf))
+
+    def _query_index(self, active: Ints, end: int) -> Ints:
+        """Return where the memory queries of each token and the three before it are, (A, 4): in the cache or new."""
+        index = end + active[:, None] - np.arange(CONV_WIDTH - 1, -1, -1)
+        new = np.full(self._queries.shape[1], -1)
+        new[end + active] = np.arange(len(active))
+        fresh = new[index]
+        return np.where(fresh >= 0, fresh + self._queries.shape[1], index)
+
+    def _rotation(self, active: Ints) -> tuple[Floats, Floats]:
+        """Return cosines and sines (A, K / 2) of the tokens' positions."""
+        a = self.model.architecture
+        cos, sin = rotation(torch.from_numpy(active + self.position), a.head_dim, a.rope_theta, torch.float32)
+        half = a.head_dim // 2
+        return cos[:, 0, :half].contiguous().numpy(), sin[:, 0, half:].contiguous().numpy()
+
+    def _places(self) -> tuple[int, int]:
+        """Return the places of the cache that a next token sees, from `begin` to before `end`."""
+        if not self._segment:
+            return 0, self.position
+        end = self._segment + self.position % self._segment
+        return (0 if self.position >= self._segment else self._segment), end
+
+    def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
+        """Take a piece into the state; at the end of a segment, write memory and move the window."""
+        before = self.prediction
+        self.prediction = logits[-1].copy()
+        if self.model.writer is None:
+            self.position += len(ids)
+            return
+        start, nats = self.position % self._segment, np.zeros(len(ids), np.float32)
+        predicted = logits[:-1] if before is None else np.concatenate([before[None], logits[:-1]])
+        if len(predicted):
+            asked = torch.from_numpy(ids[len(ids) - len(predicted) :])
+            logs = torch.log_softmax(torch.from_numpy(predicted), 1)
+            nats[len(ids) - len(predicted) :] = -logs.gather(1, asked[:, None])[:, 0].numpy()
+        self._outputs[start : start + len(ids)] = normed
+        self._surprise[start : start + len(ids)] = nats
+        self.position += len(ids)
+        if start + len(ids) == self._segment:
+            self._memory = self.model.writer.write(self._memory, self._outputs, self._surprise)
+            self._bind_memory(self._memory)
+            for cache, axis in ((self._cache, -2), (self._queries, -2)):
+                older, newer = np.split(cache, 2, axis=axis)
+                older[...] = newer
+
+    def _make_cache(self, places: int) -> tuple[Floats, Floats]:
+        """Allocate and bind what is bound once: keys and values (S, L, 2, G, W, K), and memory queries (S, W, D)."""
+        a = self.model.architecture
+        cache = np.zeros((a.steps, a.n_layers, 2, a.n_kv_heads, places, a.head_dim), np.float32)
+        queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), np.float32)
+        for step, binding in enumerate(self._bindings):
+            for layer in range(a.n_layers):
+                for kind, name in enumerate(("key", "value")):
+                    _bind(binding, f"{name}_{layer}", cache[step, layer, kind][None])
+            if a.titan is not None:
+                _bind(binding, "past_queries", queries[step])
+        return cache, queries
+
+    def _bind_memory(self, memory: MemoryState) -> None:
+        """Bind the slots; at least as many as a read takes, those that are not there marked by their fade."""
+        assert self.model.architecture.titan is not None
+        slots, least = memory.keys.shape[1], self.model.architecture.titan.memory.top_k
+
+        def padded(x: Tensor, fill: float) -> Floats:
+            rows: Floats = x[0].numpy()
+            width = [(0, max(0, least - slots))] + [(0, 0)] * (rows.ndim - 1)
+            return np.ascontiguousarray(np.pad(rows, width, constant_values=fill))
+
+        fade = (memory.rate * memory.age).masked_fill(~memory.valid, _NOT_THERE)
+        self._slots = {
+            "slot_keys": padded(memory.keys, 0),
+            "slot_values": padded(memory.values, 0),
+            "slot_fade": padded(fade, _NOT_THERE),
+        }
+        for binding in self._bindings:
+            for name, value in self._slots.items():
+                _bind(binding, name, value)
+
+
+def _bind(binding: ort.IOBinding, name: str, array: Floats) -> None:
+    """Bind an array by its address: what is written into it later is seen."""
+    binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)

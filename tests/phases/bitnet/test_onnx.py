@@ -1,0 +1,112 @@
+"""Exported files against the model they come from: logits, ponder steps, tied embeddings, and what the file holds."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.onnx_file import write_onnx
+from phases.bitnet.onnx_runtime import OnnxModel
+from phases.bitnet.packed import pack
+from phases.bitnet.titan import to_bitnet
+from phases.cognate.titan import TinyTitan
+from phases.errors import ArtifactError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import talkative
+
+KINDS = {
+    "int8": QuantisationConfig(),
+    "int4": QuantisationConfig(embedding="int4"),
+    "ternary memory": QuantisationConfig(memory="ternary", layout="tensor", method="absmean"),
+    "plain embedding": QuantisationConfig(embedding="fp32"),
+    "exact": QuantisationConfig(activations="per_token"),
+}
+
+
+@pytest.fixture(scope="module")
+def text() -> Tensor:
+    """Return (1, 50) tokens: three segments and a part of a fourth."""
+    return torch.randint(16, 300, (1, 50), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def reference(model: TinyTitan, text: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    reading = model.read(text)
+    return (reading.outputs @ model.head_weight.T)[0].numpy(), reading.steps[0].numpy()
+
+
+def agree(found: np.ndarray, wanted: np.ndarray, quantised: bool) -> None:
+    """Compare logits. An activation on the edge between two codes may fall to either side, which later tokens see."""
+    off = np.abs(found - wanted) / np.abs(wanted).max()
+    assert off.max() <= (0.02 if quantised else 1e-5)
+    assert np.quantile(off, 0.25) <= 1e-6
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [*KINDS, "full precision"])
+def test_file_computes_what_the_model_computes(tmp_path: Path, text: Tensor, kind: str, tied: bool) -> None:
+    parent = talkative(tied=tied)
+    model = to_bitnet(parent, KINDS[kind]).eval() if kind in KINDS else parent
+    path = tmp_path / "model.onnx"
+    size = write_onnx(pack(model), path, exact=kind == "exact")
+    assert size == path.stat().st_size
+    opened = OnnxModel(path)
+    found = opened.stream().read(text[0].tolist())
+    logits, steps = reference(model, text)
+    agree(found.logits, logits, quantised=kind in KINDS)
+    assert np.array_equal(found.steps, steps)
+    assert len(set(steps.tolist())) > 1  # or halting was not tested
+    stream = opened.stream()
+    one_by_one = np.concatenate([stream.read([token]).logits for token in text[0].tolist()])
+    agree(one_by_one, logits, quantised=kind in KINDS)
+
+
+def test_every_quantised_product_is_of_few_bits_and_fast_kind(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_onnx(pack(to_bitnet(talkative(), QuantisationConfig())), path)
+    graph = onnx.load(path).graph
+    branches = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    nodes = [node for part in (graph, *branches) for node in part.node]
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    products = [node for node in nodes if node.op_type == "MatMulNBits"]
+    for node in products:
+        attributes = {a.name: a.i for a in node.attribute}
+        assert (attributes["block_size"], attributes["accuracy_level"]) == (128, 4)
+        assert attributes["bits"] == (2 if node.input[1].startswith("blocks.") else 8)
+        if attributes["bits"] == 2:
+            packed = onnx.numpy_helper.to_array(weights[node.input[1]])
+            assert not ((packed & (packed >> 1)) & 0b01010101 & ~(packed >> 1)).any()
+            assert all(set(np.unique((packed >> shift) & 3)) <= {1, 2, 3} for shift in (0, 2, 4, 6))
+    assert len(products) == 2 * 4 + 4 + 1  # blocks; what memory reads with; the head
+    assert not any(node.op_type == "MatMul" and node.input[1] in weights for node in nodes)
+
+
+def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
+    sizes = {}
+    for tied in (True, False):
+        sizes[tied] = write_onnx(pack(to_bitnet(talkative(tied=tied), QuantisationConfig())), tmp_path / "model.onnx")
+    assert 300 * 128 <= sizes[False] - sizes[True] <= 300 * 128 + 2000
+
+
+def test_refuses_what_is_no_file_of_ours_and_tokens_that_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ArtifactError, match="not an ONNX file"):
+        OnnxModel(tmp_path / "broken.onnx")
+    write_onnx(pack(talkative()), tmp_path / "model.onnx")
+    for tokens in ([300], [-1], []):
+        with pytest.raises(ArtifactError, match="0 to 299"):
+            OnnxModel(tmp_path / "model.onnx").stream().read(tokens)
+
+
+def test_refuses_to_pack_what_is_not_finite() -> None:
+    model = talkative()
+    with torch.no_grad():
+        model.norm.weight[3] = torch.inf
+    with pytest.raises(ArtifactError, match=r"norm\.weight"):
+        pack(model)
