@@ -20,6 +20,7 @@ from phases.training.loop import StepReport
 from phases.training.state import TrainState
 from recovery.checkpoints import Checkpoints
 from recovery.faults import hook
+from recovery.journal import Journal
 
 _RECORDS = 200  # metric records per training run, whatever its number of steps
 
@@ -49,7 +50,12 @@ class Pretrainer(Agent):
         torch.set_num_threads(job.training.threads)
         rate = job.training.learning_rate * self.attempt.learning_rate_factor
         job = replace(job, training=job.training.model_copy(update={"learning_rate": rate}))
-        checkpoints = Checkpoints(storage.join(self.run_uri, f"{phase.FOLDER}/checkpoints/{job.role}"))
+
+        def passed_over(problem: str) -> None:
+            Journal(self.run_uri).append("checkpoint_passed_over", role=job.role, problem=problem)
+
+        folder = storage.join(self.run_uri, f"{phase.FOLDER}/checkpoints/{job.role}")
+        checkpoints = Checkpoints(folder, on_damage=passed_over)
         newest = checkpoints.newest()
         gauges = StepGauges(self.phase, job.role)
         every = max(1, job.training.steps // _RECORDS)
