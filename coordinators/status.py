@@ -4,7 +4,6 @@
 report tells its time, and whether somebody works in the run is taken from the lease and not from the last event.
 """
 
-import os
 import socket
 import time
 from collections import Counter
@@ -20,8 +19,8 @@ from phases import rundir, storage
 from phases.errors import ArtifactError
 from recovery.checkpoints import Checkpoints
 from recovery.health import agent_key, breaker_key
-from recovery.journal import Event, Journal
-from recovery.lease import EXPIRY_SECONDS
+from recovery.journal import LOSS, Event, Journal
+from recovery.lease import EXPIRY_SECONDS, process_start
 from recovery.strategies import Strategy
 
 _RECOVERIES = 20  # the newest, listed; all are counted
@@ -61,9 +60,9 @@ def run_status(run: str) -> dict[str, Any]:
         "queues": _queues(run),
         "health": {key: value for key, value in health.items() if key not in ("agents", "breakers", "queues")},
         "alerts": [
-            {"time": e.time, "text": e.data.get("text", e.data.get("error", ""))}
+            {"time": e.time, "text": next(e.data[key] for key in ("text", "error", "problem") if key in e.data)}
             for e in events
-            if e.kind in ("alert", "alert_failed", "run_stopped")
+            if e.kind in ("alert", "alert_failed", "run_stopped", LOSS)
         ],
         "checkpoints": _checkpoints(run),
         "last_event": f"{events[-1].time} {events[-1].kind}" if events else "none",
@@ -112,27 +111,23 @@ def _recovery(event: Event) -> str:
 def _holder(run: str) -> Mapping[str, Any] | None:
     """Return host and process of whoever holds the lease and renews it, None where nobody does."""
     folder = storage.join(run, "lease")
-    beats = [name for name in storage.names(folder) if name.endswith(".beat")]
-    if not beats:
+    epochs = [name for name in storage.names(folder) if name.isdigit()]
+    sign: Mapping[str, Any] = _sign_of_life(storage.join(folder, epochs[-1])) if epochs else {"released": True}
+    if sign.get("released") or time.time() - float(sign["time"]) > EXPIRY_SECONDS:
         return None
-    try:
-        beat: Mapping[str, Any] = storage.read_json(storage.join(folder, beats[-1]))
-    except ArtifactError:
-        return None  # a new holder has removed it
-    if beat.get("released") or time.time() - float(beat["time"]) > EXPIRY_SECONDS:
-        return None
-    here = beat["host"] == socket.gethostname()
-    return None if here and not _is_alive(int(beat["pid"])) else beat
+    here = sign["host"] == socket.gethostname()
+    return None if here and process_start(int(sign["pid"])) != sign["started"] else sign
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _sign_of_life(lease: str) -> Mapping[str, Any]:
+    """Return the newest sign of a lease's owner; one that is damaged or being replaced says that it is nobody's."""
+    for path in (f"{lease}.beat", lease):
+        try:
+            sign: Mapping[str, Any] = storage.read_json(path)
+            return sign
+        except ArtifactError:
+            continue
+    return {"released": True}
 
 
 def _health(run: str) -> dict[str, Any]:
