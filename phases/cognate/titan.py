@@ -193,14 +193,15 @@ class TinyTitan(nn.Module):
         }
         return total + self.config.halting_weight * halting_loss, metrics
 
-    def segments(self, rows: Tensor) -> Iterator[Segment]:
+    def segments(self, rows: Tensor, window: SegmentWindow | None = None) -> Iterator[Segment]:
         """Yield the segments of `rows` (B, T + 1), inputs and targets shifted by one, as training computes them.
 
-        A segment's window and memory are valid until the next one is asked for.
+        A segment's window and memory are valid until the next one is asked for. `window` is an empty one to use.
         """
         batch, length = rows.shape[0], rows.shape[1] - 1
         n_steps = self.config.train_ponder_steps
-        window, memory = SegmentWindow(), self.memory.empty(batch, rows.device, self.embedding.weight.dtype)
+        window = window or SegmentWindow()
+        memory = self.memory.empty(batch, rows.device, self.embedding.weight.dtype)
         last = torch.zeros(batch, 1, device=rows.device)
         for start in range(0, length, self.config.segment_len):
             piece, targets = (part[:, start : start + self.config.segment_len] for part in (rows[:, :-1], rows[:, 1:]))

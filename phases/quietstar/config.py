@@ -1,0 +1,44 @@
+"""Configuration of phase 3: what a thought is, where thoughts begin, and how they learn."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from phases.errors import ConfigError
+from phases.quietstar.sampling import SamplingConfig
+from phases.settings import Settings
+
+Injection = Literal["entropy", "attention", "random", "matched", "all"]
+
+
+class ThoughtConfig(Settings):
+    """Shape and place of thoughts. With `min_length` below `length`, a thought is the longer the less certain the text.
+
+    The documented length is 32, adaptive from 16 to 64; defaults here are for models that a CPU trains in minutes.
+    """
+
+    parallel: int = Field(default=4, ge=1, le=16, description="thoughts at each place in training (documented default)")
+    length: int = Field(default=8, ge=1, le=64, description="tokens of the longest thought, markers not counted")
+    min_length: int | None = Field(default=None, ge=1, le=64, description="of the shortest; None makes all as long")
+    lookahead: int = Field(default=4, ge=1, le=16, description="coming tokens that a thought is judged by")
+    injection: Injection = Field(default="entropy", description="what chooses the places")
+    share: float = Field(default=0.25, gt=0, le=1, description="of the places of a text that are thought at")
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.min_length is not None and self.min_length > self.length:
+            raise ConfigError.of("min_length", self.min_length, "longer than length", f"use at most {self.length}")
+        return self
+
+
+class LearningConfig(Settings):
+    """Weights of the losses and the shape of the mixing head."""
+
+    base_weight: float = Field(default=0.5, ge=0, description="of the text's own loss (published default)")
+    policy_weight: float = Field(default=1.0, ge=0, description="of REINFORCE; 1 is the gradient of the expected loss")
+    positive_only: bool = Field(default=False, description="learn from thoughts that are better than the mean alone")
+    kl_weight: float = Field(default=0.0, ge=0, description="of KL(start model || model) on the text, nats per token")
+    marker_scale: float = Field(default=10.0, gt=0, description="of the markers' learning rate (100 as published)")
+    mixing_hidden: int = Field(default=64, ge=1, description="width of the mixing head")
+    initial_weight: float = Field(default=0.1, gt=0, lt=1, description="of thoughts before the head has learned")
