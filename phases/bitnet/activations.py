@@ -1,7 +1,8 @@
 """Activations in int8, as explicit objects: the same one quantises in training, in the reference and in an export.
 
 `PER_TOKEN` is BitNet's (Ma et al. 2024): one scale for a token. `BLOCK_128` has one for every 128 columns, which is
-what ONNX Runtime's 2-bit kernels compute; a model is trained with what it will be run with.
+what ONNX Runtime's 2-bit kernels compute, as its others do in blocks of the size that their weights are stored in; a
+model is trained with what it will be run with.
 
 Shapes: (..., K) activations, C blocks.
 """
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-Name = Literal["block128", "per_token"]
+Name = Literal["block", "per_token"]
 MOST = 127
 _LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
 
@@ -56,7 +57,11 @@ class ActivationQuantiser:
 
 
 BLOCK_128, PER_TOKEN = ActivationQuantiser(128), ActivationQuantiser(None)
-QUANTISERS: dict[Name, ActivationQuantiser] = {"block128": BLOCK_128, "per_token": PER_TOKEN}
+
+
+def quantiser_for(name: Name, block: int) -> ActivationQuantiser:
+    """Return the quantiser of what a matrix stored in blocks of `block` columns is multiplied with."""
+    return PER_TOKEN if name == "per_token" else ActivationQuantiser(block)
 
 
 class _StraightThrough(Function):

@@ -18,6 +18,8 @@ class QuantisationConfig(Settings):
     method: Method = Field(default="least_squares", description="of ternary weights: codes and scale")
     layout: Layout = Field(default="row", description="what one ternary scale covers")
     calibrated: bool = Field(default=False, description="thresholds from calibration in place of the method's own")
-    activations: ActivationName = Field(default="block128", description="what the runtime computes")
+    activations: ActivationName = Field(
+        default="block", description="one scale per block, as the runtime computes, or per token"
+    )
     embedding: RowFormat = Field(default="int8", description="of the embedding and the head, in the training loop too")
     memory: MatrixFormat = Field(default="int8", description="of the long-term memory's matrices")

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phases.bitnet.activations import QUANTISERS
+from phases.bitnet.activations import quantiser_for
 from phases.bitnet.packed import Architecture, PackedModel
+from phases.bitnet.rows import block_of
 from phases.cognate.memory import LongTermMemory, MemoryState
 
 _PREFIX = "memory."
@@ -29,6 +30,7 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
             tensors[name] = matrix
         else:
             tensors |= {f"{name}.codes": matrix.codes, f"{name}.scale": matrix.row_scale.half().contiguous()}
+            tensors["block"] = torch.tensor(matrix.block)
     return tensors
 
 
@@ -36,9 +38,10 @@ class MemoryWriter:
     """Writes the memory of one stream."""
 
     def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
-        config, activations = architecture.titan, QUANTISERS[architecture.activations]
+        config = architecture.titan
         assert config is not None
-        self._activations = activations if architecture.quantised_head else None
+        block = block_of(config.d_model)
+        self._activations = quantiser_for(architecture.activations, block) if architecture.quantised_head else None
         self._memory = LongTermMemory(config.d_model, config.memory).eval()
         own = self._memory.state_dict()
         for name in _VECTORS:
@@ -48,6 +51,7 @@ class MemoryWriter:
             own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].float() if plain is None else plain
         self._memory.load_state_dict(own)
         if f"{_MATRICES[0]}.codes" in tensors:
+            activations = quantiser_for(architecture.activations, int(tensors["block"]))
             for projection in (self._memory.k, self._memory.v):
                 projection.register_forward_pre_hook(lambda _, inputs: (activations.values(inputs[0]),))
 

@@ -1,8 +1,8 @@
 """ONNX graphs, node by node, and how quantised matrices stand in them.
 
-ONNX Runtime's `MatMulNBits` is fast with blocks of 128 columns and accuracy level 4 (int8 activations); with other
-blocks, or without the level, it silently computes in fp32 at a fraction of the speed. Row scales are stored once, in
-fp16, and expanded to one per block by nodes that the runtime folds before it packs the weights.
+ONNX Runtime's `MatMulNBits` is fast with blocks of 128 or 32 columns and accuracy level 4 (int8 activations); with
+blocks of 16 or 256, or without the level, it silently computes in fp32 at a fraction of the speed. Row scales are
+stored once, in fp16, and expanded to one per block by nodes that the runtime folds before it packs the weights.
 
 Exact mode makes the block-wise activation scales of level 4 equal to BitNet's per-token one: a block is 127 columns and
 a sentinel, whose weight is 0 and whose activation is the token's largest. Then every block has the token's scale.
@@ -21,9 +21,8 @@ from torch import Tensor
 from phases.bitnet.linear import QuantisedTensor
 from phases.bitnet.packed import Matrix
 from phases.bitnet.packing import pack_bits
-from phases.bitnet.ternary import TernaryTensor
+from phases.bitnet.ternary import BLOCK, TernaryTensor
 
-BLOCK = 128
 MICROSOFT = "com.microsoft"
 OPSET, IR_VERSION = 21, 10
 Array = npt.NDArray[Any]
@@ -89,17 +88,18 @@ def linear(graph: Graph, x: str, name: str, matrix: Matrix, *, bias: Tensor | No
     else:
         rows, columns = matrix.codes.shape
         packed, scales = _stored(graph, name, matrix, exact)
-        blocks = -(-columns // _columns(exact))
+        block = _block(matrix, exact)
+        blocks = -(-columns // _columns(block, exact))
         y = graph.op(
             "MatMulNBits",
             with_sentinel(graph, x, columns) if exact else x,
             packed,
             graph.op("Expand", scales, graph.ints(rows, blocks)),
             domain=MICROSOFT,
-            K=blocks * BLOCK if exact else columns,
+            K=blocks * block if exact else columns,
             N=rows,
             bits=bits_of(matrix),
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=4,
         )
     return y if bias is None else graph.op("Add", y, graph.constant(bias.numpy()))
@@ -112,25 +112,25 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix, *, exact: bool 
         columns_first = graph.op("Gather", graph.store(name, matrix.numpy().T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
     packed, scales = _stored(graph, name, matrix, exact)
-    bits, columns = bits_of(matrix), matrix.codes.shape[1]
+    bits, block, columns = bits_of(matrix), _block(matrix, exact), matrix.codes.shape[1]
     codes = graph.op("Gather", packed, tokens, axis=0)  # (T, C, bytes)
     if bits < 8:
         places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
         shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
         mask = graph.constant(np.array((1 << bits) - 1, np.uint8))
         parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(3)) for x in shifted]
-        codes = graph.op("Reshape", graph.op("Concat", *parts, axis=3), graph.ints(0, 0, BLOCK))
+        codes = graph.op("Reshape", graph.op("Concat", *parts, axis=3), graph.ints(0, 0, block))
     zero = graph.constant(np.array(1 << (bits - 1), np.float32))
     signed = graph.op("Sub", graph.op("Cast", codes, to=TensorProto.FLOAT), zero)
     if exact:
-        signed = _part(graph, signed, 2, _columns(exact))
+        signed = _part(graph, signed, 2, _columns(block, exact))
     flat = _part(graph, graph.op("Reshape", signed, graph.ints(0, -1)), 1, columns)
     return graph.op("Mul", flat, graph.op("Gather", scales, tokens, axis=0))
 
 
 def with_sentinel(graph: Graph, x: str, columns: int) -> str:
     """Return `x` (T, K) as blocks of 127 columns and the token's largest |x|, (T, C * 128)."""
-    width = _columns(exact=True)
+    width = BLOCK - 1
     missing = -columns % width
     if missing:
         x = graph.op("Pad", x, graph.ints(0, 0, 0, missing))
@@ -140,9 +140,14 @@ def with_sentinel(graph: Graph, x: str, columns: int) -> str:
     return graph.op("Reshape", graph.op("Concat", blocks, sentinel, axis=2), graph.ints(0, -1))
 
 
-def _columns(exact: bool) -> int:
+def _block(matrix: QuantisedTensor, exact: bool) -> int:
+    """Return the size of a stored block."""
+    return BLOCK if exact else matrix.block
+
+
+def _columns(block: int, exact: bool) -> int:
     """Return how many columns of a matrix a block holds."""
-    return BLOCK - 1 if exact else BLOCK
+    return block - 1 if exact else block
 
 
 def _stored(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool) -> tuple[str, str]:
@@ -150,10 +155,10 @@ def _stored(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool) -> tu
     if name not in graph.initialisers:
         codes = matrix.codes.numpy()
         if exact:
-            width = _columns(exact)
+            width = BLOCK - 1
             padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % width))).reshape(len(codes), -1, width)
             codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
-        graph.store(name, pack_bits(codes, bits_of(matrix), BLOCK))
+        graph.store(name, pack_bits(codes, bits_of(matrix), _block(matrix, exact)))
         graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
     return name, graph.op("Cast", f"{name}.scale", to=TensorProto.FLOAT)
 

@@ -103,7 +103,7 @@ def pack(model: TinyTitan) -> PackedModel:
         eps=EPS,
         rope_theta=config.rope_theta,
         tied=config.tied,
-        activations=model.quantisation.activations if isinstance(model, BitTitan) else "block128",
+        activations=model.quantisation.activations if isinstance(model, BitTitan) else "block",
         quantised_head="embedding.weight" in quantised,
         titan=config,
     )

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from phases.bitnet.activations import QUANTISERS
+from phases.bitnet.activations import quantiser_for
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.linear import BitLinear, QuantisedNorm, QuantisedTensor, RowEmbedding, WeightQuantiser
-from phases.bitnet.rows import quantise_rows
-from phases.bitnet.ternary import ternarise
+from phases.bitnet.rows import block_of, quantise_rows
+from phases.bitnet.ternary import BLOCK, ternarise
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.errors import ConfigError, NumericalError
 
@@ -29,15 +29,16 @@ class BitTitan(TinyTitan):
     def __init__(self, config: TitanConfig, quantisation: QuantisationConfig, thresholds: Thresholds) -> None:
         super().__init__(config)
         self.quantisation = quantisation
-        activations = QUANTISERS[quantisation.activations]
         for name in matrix_names(config):
             linear = self.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            quantiser = _quantiser(name, quantisation, thresholds)
-            self.set_submodule(name, BitLinear(linear, quantiser, activations))
+            block = block_of(linear.in_features) if _is_int8(name, quantisation) else BLOCK
+            activations = quantiser_for(quantisation.activations, block)
+            self.set_submodule(name, BitLinear(linear, _quantiser(name, quantisation, thresholds), activations))
         if quantisation.embedding == "fp32":
             return
         rows = partial(quantise_rows, bits=8 if quantisation.embedding == "int8" else 4)
+        activations = quantiser_for(quantisation.activations, block_of(config.d_model))
         self.norm = QuantisedNorm(self.norm, activations)
         self.set_submodule("embedding", RowEmbedding(self.embedding, rows))
         if self.head is not None:
@@ -80,8 +81,12 @@ def matrix_names(config: TitanConfig) -> list[str]:
     return [*blocks, *(f"memory.{name}" for name in MEMORY_MATRICES)]
 
 
+def _is_int8(name: str, quantisation: QuantisationConfig) -> bool:
+    return name.startswith("memory.") and quantisation.memory == "int8"
+
+
 def _quantiser(name: str, quantisation: QuantisationConfig, thresholds: Thresholds) -> WeightQuantiser:
-    if name.startswith("memory.") and quantisation.memory == "int8":
+    if _is_int8(name, quantisation):
         return partial(quantise_rows, bits=8)
     threshold = thresholds.get(f"{name}.weight")
     return partial(ternarise, method=quantisation.method, layout=quantisation.layout, threshold=threshold)
