@@ -17,8 +17,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from phases import storage
 from phases.modeldir import folder_name
-from recovery.commits import Commits, input_hash
+from recovery.commits import Commits
 from recovery.faults import hook
+from recovery.inputs import input_hash
 
 NAMESPACE = "agent-forge"
 

@@ -8,22 +8,13 @@ sealed attempt is refused by the store, however late it comes and whatever the a
 Epochs are a step's, whatever it works on; a result is one of certain inputs, and is not taken for that of others.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from datetime import date, datetime
-from enum import Enum
-from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-import torch
-from pydantic import BaseModel
-
 from phases import storage
-from phases.errors import ArtifactError, ConfigError, ForgeError
+from phases.errors import ArtifactError, ForgeError
 
 _GRANT, _SLOT = ".granted", ".json"
 _log = logging.getLogger(__name__)
@@ -54,7 +45,7 @@ class Commits:
         return epoch
 
     def commit(self, step: str, epoch: int, result: Any, inputs: str = "") -> None:
-        """Record the JSON-able `result` of a step for `inputs` (see `input_hash`), in one flush of the disk.
+        """Record the JSON-able `result` of a step for `inputs` (their hash), in one flush of the disk.
 
         Raises `FencedError` where the epoch is sealed or committed.
         """
@@ -85,47 +76,6 @@ class Commits:
 
     def _path(self, step: str, epoch: int, kind: str) -> str:
         return storage.join(self._folder(step), f"{epoch:06d}{kind}")
-
-
-def input_hash(arguments: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what a step works on, the same in every process. Names no object by its address.
-
-    Raises `ConfigError` where an argument is of a type that this cannot be said of.
-    """
-    try:
-        canonical = json.dumps(arguments, sort_keys=True, default=_plain)
-    except TypeError as error:
-        fix = "use plain values, dates, paths, enums, arrays, dataclasses or pydantic models"
-        raise ConfigError.of("task arguments", sorted(arguments), f"cannot be hashed ({error})", fix) from error
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Return what stands for a value in JSON, with the name of its type where that matters."""
-    if isinstance(value, BaseModel):
-        return {"type": type(value).__name__} | dict(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__} | fields
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, date | datetime):
-        return value.isoformat()
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, torch.Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy().tobytes()).hexdigest()]
-    if isinstance(value, np.generic | np.ndarray):
-        array = np.ascontiguousarray(value)
-        return [array.dtype.str, list(np.shape(value)), hashlib.sha256(array.tobytes()).hexdigest()]
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
 def _pack(entry: dict[str, Any]) -> bytes:
