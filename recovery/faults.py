@@ -21,11 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import ray.exceptions as rayx
-
 from phases import storage
 from phases.errors import ArtifactError, ForgeError, NumericalError
-from phases.seeds import child_seed
 
 ENVIRONMENT = "FORGE_FAULTS"
 _PATIENCE = 120.0  # seconds to wait for what has to come from outside
@@ -52,6 +49,10 @@ class Kind(StrEnum):
     KILL_DRIVER = "kill_driver"
     KILL_RAYLET = "kill_raylet"  # of the node that the process is on; the process itself may live on
     REMOVE_NODE = "remove_node"
+    DROP = "drop"  # a message
+    DOUBLE = "double"  # a message
+    DELAY = "delay"  # a message, behind later ones
+    LOSE_ANSWER = "lose_answer"  # to a message that arrived
 
 
 OUTSIDE = frozenset(
@@ -177,6 +178,8 @@ def draw(seed: int, points: Iterable[Point], wanted: Sequence[tuple[Kind, Callab
     Of the points that suit and are free, the one with the smallest hash of (seed, kind, point) is taken. Raises
     `ValueError` where none is left.
     """
+    from phases.seeds import child_seed  # brings torch, which a process that only meets faults may not need
+
     free = dict.fromkeys(points)
     faults = list[Fault]()
     for number, (kind, suits) in enumerate(wanted):
@@ -248,6 +251,8 @@ class Injector:
 
 
 def _error(fault: Fault) -> BaseException:
+    import ray.exceptions as rayx
+
     what = f"injected at {fault.point.hook} {fault.point.step}"
     match fault.kind:
         case Kind.TRANSIENT:

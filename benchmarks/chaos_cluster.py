@@ -1,0 +1,139 @@
+"""A local cluster of several nodes whose processes can be found and killed, and of which nothing is left behind.
+
+Each process inherits the folder of the fault plan in its environment, which marks it as ours: raylets, workers and
+drivers, also those whose parents are dead. Signals go to such processes only.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from ray.cluster_utils import Cluster
+
+from recovery.faults import ENVIRONMENT
+
+_STORE_BYTES = 100 << 20
+_CPUS_PER_NODE = 2
+_NODES = 2  # besides the head, which holds no CPUs: Ray does not outlive its head
+_HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 4}
+
+
+class LocalCluster:
+    """A head and two nodes, up inside a `with` block. `folder` has the plan that its processes follow."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mark = f"{ENVIRONMENT}={folder}".encode()
+        self._folder = str(folder)
+        self._starting = list[threading.Thread]()
+        self._cluster: Any = None
+
+    def __enter__(self) -> Self:
+        os.environ[ENVIRONMENT] = self._folder
+        self._terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave by __exit__
+        os.environ.pop("RAY_ADDRESS", None)
+        try:
+            self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
+            self._add(num_cpus=0, include_dashboard=False, _system_config=_HEALTH)
+            for _ in range(_NODES):
+                self._add(num_cpus=_CPUS_PER_NODE)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.pop(ENVIRONMENT, None)
+        signal.signal(signal.SIGTERM, self._terminate)
+        for thread in self._starting:
+            thread.join(60)
+        deadline = time.monotonic() + 30
+        while left := list(self.processes()):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {left} do not die")
+            time.sleep(0.1)
+        for node in self._cluster.list_all_nodes() if self._cluster else ():
+            for process in (info.process for infos in node.all_processes.values() for info in infos):
+                process.wait(10)  # it is dead: nothing stays behind as a zombie
+
+    @property
+    def address(self) -> str:
+        """What a driver joins by."""
+        return str(self._cluster.address)
+
+    def processes(self, named: str = "") -> Iterator[int]:
+        """Yield the processes of this cluster and its drivers that are alive, by how their command line begins."""
+        for path in Path("/proc").glob("[0-9]*"):
+            if int(path.name) != os.getpid() and self._is_ours(path) and _command(path).startswith(named):
+                yield int(path.name)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process of ours; no matter if it is gone."""
+        if self._is_ours(Path("/proc", str(pid))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill_raylet(self, pid: int) -> None:
+        """Kill the raylet of the node that a worker is on, and nothing else, and bring up another node."""
+        node = self._node_of(pid)
+        if node is not None:
+            node.kill_raylet(check_alive=False)
+            self._cluster.worker_nodes.discard(node)
+            self._replace()
+
+    def remove_node(self, pid: int) -> None:
+        """Kill all processes of the node that a worker is on, and bring up another node."""
+        node = self._node_of(pid)
+        if node is not None:
+            workers = [worker for worker in self.processes("ray::") if _parent(worker) == _raylet(node)]
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            for worker in workers:
+                self.signal(worker, signal.SIGKILL)
+            self._cluster.worker_nodes.discard(node)
+            self._replace()
+
+    def _node_of(self, pid: int) -> Any:
+        parent = _parent(pid)
+        return next((node for node in self._cluster.worker_nodes if _raylet(node) == parent), None)
+
+    def _replace(self) -> None:
+        """Start a node beside whatever else goes on."""
+        thread = threading.Thread(target=self._add, kwargs={"num_cpus": _CPUS_PER_NODE})
+        thread.start()
+        self._starting.append(thread)
+
+    def _add(self, **options: Any) -> None:
+        self._cluster.add_node(object_store_memory=_STORE_BYTES, **options)
+
+    def _is_ours(self, process: Path) -> bool:
+        try:
+            return self._mark in (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False  # gone, or somebody else's
+
+
+def _raylet(node: Any) -> int | None:
+    found = node.all_processes.get("raylet")
+    return int(found[0].process.pid) if found else None
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
