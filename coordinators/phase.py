@@ -192,23 +192,31 @@ class PhaseCoordinator:
         """Return the handle of an agent that has its resources and answers: from here on, silence is a failure."""
         handle = self._handle(agent)
         answer = asyncio.ensure_future(handle.progress.remote())
-        while not (await asyncio.wait([answer], timeout=self.context.scheduling.make_way_seconds))[0]:
-            self._make_way()
-        await answer
+        try:
+            while not (await asyncio.wait([answer], timeout=self.context.scheduling.make_way_seconds))[0]:
+                self._make_way()
+            await answer
+        finally:
+            answer.cancel()
         return handle
 
     async def _received(self, task: Task, receipt: Any, watcher: "asyncio.Task[None]") -> None:
         """Wait until a task is done. Raises what it raised, or that it took too long or its agent was given up."""
         call = asyncio.ensure_future(receipt)
-        done, _ = await asyncio.wait([call, watcher], timeout=task.timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            self._clear_the_way(task.agent)
-            raise TimeoutError(f"not done within its {task.timeout:g} s")
-        if call not in done:
-            done, _ = await asyncio.wait([call], timeout=self.context.supervision.hang_seconds)
+        try:
+            done, _ = await asyncio.wait([call, watcher], timeout=task.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                raise ActorDiedError
-        await call
+                self._clear_the_way(task.agent)
+                raise TimeoutError(f"not done within its {task.timeout:g} s")
+            if (
+                call not in done
+            ):  # the agent is dead or was given up, which its call soon says; on a lost node it may not
+                done, _ = await asyncio.wait([call], timeout=self.context.supervision.hang_seconds)
+                if not done:
+                    raise ActorDiedError
+            await call
+        finally:
+            call.cancel()
 
     async def _watch(self, handle: Any, task: Task) -> None:
         """Emit the agent's progress whenever there is some, and kill an agent that shows none for too long."""
