@@ -79,7 +79,7 @@ def test_something_else_that_listens_there_is_given_up_at_the_deadline(monkeypat
             check_address(f"127.0.0.1:{mute.getsockname()[1]}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def foreign() -> Iterator[str]:
     """The address of a cluster with token authentication that somebody else runs on this machine."""
     environment = os.environ | {"RAY_AUTH_MODE": "token"}
@@ -91,10 +91,12 @@ def foreign() -> Iterator[str]:
         text=True,
         env=environment,
     )
-    guard = threading.Timer(200, process.kill)
+    guard = threading.Timer(900, process.kill)
     guard.start()
     assert process.stdout is not None
-    yield process.stdout.readline().strip()
+    address = process.stdout.readline().strip()
+    assert address, "the other cluster did not start"
+    yield address
     process.communicate("")
     guard.cancel()
 
@@ -102,7 +104,8 @@ def foreign() -> Iterator[str]:
 JOIN = """
 import sys
 import ray
-from coordinators.cluster import check_address
+from coordinators.cluster import check_address, connected
+from coordinators.config import RaySettings
 check_address(sys.argv[1] or None)
 with connected(RaySettings(address=sys.argv[1] or None, object_store_mb=80, dashboard=False)) as joined:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
