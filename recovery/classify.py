@@ -237,8 +237,13 @@ def _wrapped(error: BaseException) -> BaseException | None:
 
 
 def _carries_text(error: BaseException) -> bool:
-    """Ray gives a plain RayError where an exception could not be pickled, and these where it could not be unpickled."""
-    return type(error) is rayx.RayError or isinstance(error, rayx.UnserializableException | rayx.RaySystemError)
+    """Ray gives a plain RayError where an exception could not be pickled, and these where it could not be unpickled.
+
+    Tune, which is not imported for this, makes text of what its callbacks raise.
+    """
+    from_tune = f"{type(error).__module__}.{type(error).__name__}" == "ray.tune.error.TuneError"
+    unread = isinstance(error, rayx.UnserializableException | rayx.RaySystemError)
+    return from_tune or unread or type(error) is rayx.RayError
 
 
 def _gravest(members: Iterable[Diagnosis]) -> Diagnosis:

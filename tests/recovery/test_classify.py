@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,20 @@ def test_an_exception_that_cannot_be_printed_is_classified() -> None:
     assert (
         Classifier().diagnose(UnreadableError()).cause == "UnreadableError: (its message cannot be read: RuntimeError)"
     )
+
+
+def test_what_tune_makes_text_of_is_classified() -> None:
+    from ray.tune.error import TuneError
+
+    def wrapped(cause: BaseException) -> TuneError:
+        try:
+            raise cause
+        except BaseException:
+            return TuneError(traceback.format_exc())
+
+    assert Classifier().diagnose(wrapped(ConnectionResetError(104, "x"))).error_class is TRANSIENT
+    assert Classifier().classify(wrapped(OSError(errno.ENOSPC, "full"))) is RESOURCE
+    assert Classifier().classify(wrapped(KeyError("x"))) is UNKNOWN
 
 
 class KeywordOnlyError(Exception):
