@@ -102,8 +102,9 @@ class AgentProcess(Incarnation):
         self.pulse.seen(0)
 
     def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Awaitable[Any]:
-        """Call one of its methods."""
-        return _future(getattr(self.handle, method).remote(*arguments, **options))
+        """Call one of its methods; of one with several results, wait for the last and return the first's reference."""
+        answer = getattr(self.handle, method).remote(*arguments, **options)
+        return _first_after_last(answer) if isinstance(answer, list) else _future(answer)
 
     async def death(self) -> BaseException:
         """Wait for its end; an interrupted connection is none."""
@@ -203,3 +204,8 @@ def _stopped(pid: int) -> bool:
 
 def _future(reference: Any) -> "asyncio.Future[Any]":
     return asyncio.wrap_future(reference.future())
+
+
+async def _first_after_last(references: list[Any]) -> Any:
+    await references[-1]
+    return references[0]

@@ -1,11 +1,11 @@
-"""What a supervisor supervises: how a child is kept, what is known of its present life, and how a loss is named.
+"""What a supervisor supervises: how children are kept, what is known of a present life, and how a loss is named.
 
 The errors are made so that `recovery/classify.py` sees a crash in a child that is down, something transient in a
 deadline, and nothing that starting again would help in a child or a supervisor that was given up.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +15,25 @@ from phases.errors import ForgeError
 from recovery.incarnation import Incarnation
 from recovery.spares import Spares
 from recovery.supervision import Intensity
+
+
+class RestartStrategy(StrEnum):
+    """Which children are restarted when one fails, in the order of their start."""
+
+    ONE_FOR_ONE = "one_for_one"  # that one; children are independent and start side by side
+    ONE_FOR_ALL = "one_for_all"  # all
+    REST_FOR_ONE = "rest_for_one"  # that one and those that were started after it
+
+
+def affected(strategy: RestartStrategy, names: Sequence[str], failed: str) -> list[str]:
+    """Return who is restarted with `failed`, in the order of `names`."""
+    match strategy:
+        case RestartStrategy.ONE_FOR_ONE:
+            return [failed]
+        case RestartStrategy.ONE_FOR_ALL:
+            return list(names)
+        case RestartStrategy.REST_FOR_ONE:
+            return list(names[names.index(failed) :])
 
 
 class Loss(StrEnum):

@@ -29,6 +29,11 @@ class Spares:
         self._arrival = asyncio.Event()
         self._closed = False
 
+    @property
+    def ready(self) -> int:
+        """How many can take over at once."""
+        return len(self._ready)
+
     async def take(self, bad_nodes: frozenset[str]) -> Incarnation | None:
         """Return a spare that can be used, None where there is none."""
         while self._ready or self._refilling is not None:

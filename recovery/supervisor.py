@@ -10,8 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Self
 
 from phases.errors import ConfigError, ForgeError
@@ -23,31 +22,14 @@ from recovery.children import (
     Down,
     Life,
     Loss,
+    RestartStrategy,
     SupervisorGaveUpError,
+    affected,
 )
 from recovery.incarnation import Incarnation, first_line
 from recovery.spares import Spares
 from recovery.supervision import Intensity, SupervisionSettings
 from recovery.vigil import Vigil
-
-
-class RestartStrategy(StrEnum):
-    """Which children are restarted when one fails, in the order of their start."""
-
-    ONE_FOR_ONE = "one_for_one"  # that one; children are independent and start side by side
-    ONE_FOR_ALL = "one_for_all"  # all
-    REST_FOR_ONE = "rest_for_one"  # that one and those that were started after it
-
-
-def affected(strategy: RestartStrategy, names: Sequence[str], failed: str) -> list[str]:
-    """Return who is restarted with `failed`, in the order of `names`."""
-    match strategy:
-        case RestartStrategy.ONE_FOR_ONE:
-            return [failed]
-        case RestartStrategy.ONE_FOR_ALL:
-            return list(names)
-        case RestartStrategy.REST_FOR_ONE:
-            return list(names[names.index(failed) :])
 
 
 class Supervisor(Incarnation):
@@ -133,6 +115,14 @@ class Supervisor(Incarnation):
     def alive(self, name: str) -> bool:
         """Say whether a child has a life at present."""
         return self._find(name).life is not None
+
+    def spares_of(self, name: str) -> int:
+        """Return how many spares of a child are ready."""
+        return self._find(name).spares.ready
+
+    def snapshot_of(self, name: str) -> Any:
+        """Return the state that a child's next life would start with, None where there is none yet."""
+        return self._find(name).snapshot
 
     # As the child of another supervisor: `invoke` reaches its own children as "child.method".
 

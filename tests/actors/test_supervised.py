@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import ray
 
-from actors.agent import Agent
+from actors.agent import Agent, Attempt, Task
 from actors.supervised import Stage, _keep_away
-from recovery.children import ChildDownError, Loss, SupervisorGaveUpError
+from recovery.children import ChildDownError, Loss, RestartStrategy, SupervisorGaveUpError
 from recovery.classify import Classifier, ErrorClass
 from recovery.supervision import SupervisionSettings
-from recovery.supervisor import RestartStrategy, Supervisor
+from recovery.supervisor import Supervisor
 
 PATIENCE = 90.0  # seconds for whatever has to happen on a busy machine
 SETTINGS = SupervisionSettings(beat_seconds=0.1, freeze_seconds=0.5, snapshot_seconds=0.1)
@@ -41,6 +41,9 @@ class Counting(Agent):
     async def block(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    def square(self, task: str, number: int) -> int:
+        return number * number
+
     def snapshot(self) -> dict[str, Any]:
         return super().snapshot() | {"count": self.count}
 
@@ -53,6 +56,7 @@ class Broken(Agent):
     """Cannot be made."""
 
     def __init__(self, run: str, phase: str, name: str) -> None:
+        super().__init__(run, phase, name)
         raise FileNotFoundError("weights.bin")
 
 
@@ -133,7 +137,7 @@ def test_a_spare_takes_over_in_the_process_that_was_started_ahead(tmp_path: Path
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_agent_that_blocks_its_own_loop_lives_on_and_one_without_progress_is_stuck(tmp_path: Path) -> None:
+def test_an_agent_works_and_blocks_its_loop_and_is_left_alone_and_one_without_progress_is_stuck(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"stall_seconds": 2.0})
 
     async def scenario() -> None:
@@ -141,6 +145,9 @@ def test_an_agent_that_blocks_its_own_loop_lives_on_and_one_without_progress_is_
         with Stage(str(tmp_path), "test", settings) as stage:
             child = stage.child("one", Counting)
             supervisor = await Supervisor("s", [child], settings=settings, emit=events.emit).start()
+            task = Task("t", "one", "square", {"number": 7})
+            report = await supervisor.call("one", "deliver", task, Attempt(), timeout=PATIENCE)
+            assert await report == 49  # a reference, given as soon as the task is done
             await supervisor.call("one", "block", 1.5, timeout=PATIENCE)
             await supervisor.call("one", "block", 1.5, timeout=PATIENCE)
             assert events.of("child_down") == []

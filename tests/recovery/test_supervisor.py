@@ -17,12 +17,14 @@ from recovery.children import (
     ChildSpec,
     DeadlineError,
     Loss,
+    RestartStrategy,
     SupervisorGaveUpError,
+    affected,
 )
 from recovery.classify import Classifier, ErrorClass
 from recovery.incarnation import Incarnation
 from recovery.supervision import SupervisionSettings
-from recovery.supervisor import RestartStrategy, Supervisor, affected
+from recovery.supervisor import Supervisor
 
 ONE, ALL, REST = RestartStrategy.ONE_FOR_ONE, RestartStrategy.ONE_FOR_ALL, RestartStrategy.REST_FOR_ONE
 QUICK = SupervisionSettings(restarts=2, period_seconds=10)
