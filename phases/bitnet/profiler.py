@@ -1,0 +1,134 @@
+"""Memory and speed of an exported file, measured in fresh processes and on a quiet machine only.
+
+On a busy machine full-precision weights starve for bandwidth while packed ones sit in the cache: ratios came out up to
+2.7 times too high. So timing refuses to run there; `force` overrides that and the report says so.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from phases.bitnet.onnx_runtime import OnnxModel, Stream
+from phases.errors import ForgeError
+from phases.settings import Settings
+
+QUIET_LOAD = 0.5
+_ROOT = Path(__file__).resolve().parents[2]
+_SEED = 0
+# VmHWM is this process's own peak; what its parent had resident does not count.
+_CHILD = """
+import json, pathlib, resource, sys
+import numpy as np
+from phases.bitnet.onnx_runtime import OnnxModel
+def peak(): return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+bare, (path, steps) = peak(), sys.argv[1:]
+if path:
+    model = OnnxModel(pathlib.Path(path))
+    stream = model.stream()
+    faults = []
+    for token in np.random.default_rng(0).integers(0, model.architecture.vocab_size, int(steps)).tolist():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        stream.read([token])
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    loaded = peak()
+    print(json.dumps({"bare": bare, "peak": loaded, "faults": faults}))
+"""
+
+
+class BusyMachineError(ForgeError):
+    """Something else is running, so a timing would say nothing."""
+
+
+class MemoryProfile(Settings):
+    """Bytes. Page faults per decode step, after warm-up, are memory that is fresh each time; 0 is ideal."""
+
+    file: int
+    peak_above_runtime: int = Field(description="peak resident memory beyond that of the imported runtime")
+    page_faults_per_step: float
+
+    @property
+    def ratio(self) -> float:
+        """Peak memory above the bare runtime over the file's size."""
+        return self.peak_above_runtime / self.file
+
+
+class SpeedProfile(Settings):
+    """Milliseconds and tokens per second, batch 1. `load` is the machine's when it started."""
+
+    decode_p50: float
+    decode_p95: float
+    decode_tokens_per_second: float
+    prefill_p50: float
+    prefill_tokens_per_second: float
+    prefill_tokens: int
+    threads: int
+    load: float
+    forced: bool = Field(description="measured although the machine was busy: not to be quoted")
+
+
+def profile_memory(path: Path, steps: int = 64) -> MemoryProfile:
+    """Load and run a file in a fresh process. Raises `ForgeError` with its last words where that fails."""
+    command = [sys.executable, "-c", _CHILD, str(path.resolve()), str(steps)]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ForgeError(f"{path}: profiling failed with exit code {done.returncode}; {done.stderr[-500:]}")
+    found = json.loads(done.stdout)
+    faults = found["faults"][len(found["faults"]) // 2 :]
+    above = found["peak"] - found["bare"]
+    size = path.stat().st_size
+    return MemoryProfile(file=size, peak_above_runtime=above, page_faults_per_step=float(np.median(faults)))
+
+
+def profile_speed(
+    path: Path, *, past: int = 128, tokens: int = 64, prefill: int = 256, threads: int = 1, force: bool = False
+) -> SpeedProfile:
+    """Time decoding behind `past` tokens, and reading `prefill` at once.
+
+    Raises `BusyMachineError` above a load of 0.5, unless `force` is set.
+    """
+    load = require_quiet(force)
+    model = OnnxModel(path, threads)
+    ids = np.random.default_rng(_SEED).integers(0, model.architecture.vocab_size, past + tokens + 4).tolist()
+    stream = model.stream()
+    stream.read(ids[:past])
+    decode = [_seconds(_reader(stream, [token])) for token in ids[past:]][4:]
+    long = np.random.default_rng(_SEED).integers(0, model.architecture.vocab_size, prefill).tolist()
+    reads = [_seconds(_reader(model.stream(), long)) for _ in range(6)][1:]
+    return SpeedProfile(
+        decode_p50=1e3 * float(np.median(decode)),
+        decode_p95=1e3 * float(np.quantile(decode, 0.95)),
+        decode_tokens_per_second=len(decode) / sum(decode),
+        prefill_p50=1e3 * float(np.median(reads)),
+        prefill_tokens_per_second=prefill / float(np.median(reads)),
+        prefill_tokens=prefill,
+        threads=threads,
+        load=load,
+        forced=load > QUIET_LOAD,
+    )
+
+
+def require_quiet(force: bool) -> float:
+    """Return the 1-minute load average. Raises `BusyMachineError` where it is above 0.5 and `force` is not set."""
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD and not force:
+        raise BusyMachineError(
+            f"the machine's load is {load:.2f}, above {QUIET_LOAD}: timings would flatter; wait, or force and mark them"
+        )
+    return load
+
+
+def _reader(stream: Stream, tokens: list[int]) -> Callable[[], object]:
+    return lambda: stream.read(tokens)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,42 @@
+"""Profilers: they refuse on a busy machine, mark what was forced, and count real memory."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from phases.bitnet.onnx_file import write_onnx
+from phases.bitnet.packed import pack
+from phases.bitnet.profiler import BusyMachineError, profile_memory, profile_speed
+from phases.cognate.titan import TinyTitan
+from phases.errors import ForgeError
+
+
+@pytest.fixture
+def file(tmp_path: Path, titan: TinyTitan) -> Path:
+    write_onnx(pack(titan), tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_timing_refuses_on_a_busy_machine_and_marks_what_was_forced(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 3.0, 3.0))
+    with pytest.raises(BusyMachineError, match=r"3\.00"):
+        profile_speed(file)
+    found = profile_speed(file, past=4, tokens=6, prefill=20, force=True)
+    assert found.forced
+    assert found.load == 3.0
+    assert 0 < found.decode_p50 <= found.decode_p95
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 3.0, 3.0))
+    assert not profile_speed(file, past=4, tokens=6, prefill=20).forced
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_fresh_process(file: Path) -> None:
+    found = profile_memory(file, steps=8)
+    assert found.file == file.stat().st_size
+    assert found.peak_above_runtime > found.file
+    assert found.ratio == found.peak_above_runtime / found.file
+    with pytest.raises(ForgeError, match="exit code"):
+        profile_memory(file.with_name("missing.onnx"))
