@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 10.0
-_TOLD = {"alert": "{level}: {text}", "cluster_joined": "running on the Ray cluster at {address}"}
+_TOLD = {
+    "agent_given_up": "{phase} {agent} given up: {reason}",
+    "alert": "{level}: {text}",
+    "cluster_joined": "running on the Ray cluster at {address}",
+    "recovery": "{phase} {task} {error_class}, {strategy}: {error}",
+}
 _SHOWN = ("loss", "tokens_per_second", "best_fitness", "diversity")
 
 

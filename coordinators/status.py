@@ -77,7 +77,7 @@ def _state(finished: bool, events: Sequence[Event], holder: Mapping[str, Any] | 
         return f"running: process {holder['pid']} on {holder['host']}"
     ends = [e for e in events if e.kind in ("run_started", "run_resumed", "run_stopped")]
     if ends and ends[-1].kind == "run_stopped":
-        return f"stopped: {ends[-1].data['error']}; forge resume goes on"
+        return f"stopped: {'; '.join(ends[-1].data['error'].splitlines())}; forge resume goes on"
     return "interrupted: forge resume goes on"
 
 

@@ -124,10 +124,10 @@ def test_what_has_ended_is_not_called_running(run: str) -> None:
     text = shown(run_status(run))
     assert "health, 2 h ago" in text
     assert "7/24" not in text  # nobody is at it
-    Journal(run).append("run_stopped", error="train a: out of memory")
+    Journal(run).append("run_stopped", error="train a: out of memory\nlower batch_size")
     state = run_status(run)
-    assert state["state"] == "stopped: train a: out of memory; forge resume goes on"
-    assert state["alerts"][-1]["text"] == "train a: out of memory"
+    assert state["state"] == "stopped: train a: out of memory; lower batch_size; forge resume goes on"
+    assert state["alerts"][-1]["text"].startswith("train a: out of memory")
     with Lease(run):
         assert run_status(run)["live"]
     assert not run_status(run)["live"]
@@ -213,7 +213,12 @@ def test_alerts_are_told_where_the_run_is_shown() -> None:
     with LiveView(console=Console(file=out, width=40)) as view:
         view.on_event({"kind": "alert", "key": "k", "level": "warning", "text": "disk [of n1] runs out", "time": 1.0})
         view.on_event({"kind": "cluster_joined", "address": "h:6379"})
-    assert out.getvalue() == "warning: disk [of n1] runs out\nrunning on the Ray cluster at h:6379\n"
+        view.on_event({"kind": "recovery", **FAILURE, "strategy": "restart"})
+    assert out.getvalue().splitlines() == [
+        "warning: disk [of n1] runs out",
+        "running on the Ray cluster at h:6379",
+        "cognate train a crash, restart: ActorDiedError: [bold]gone",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (119, "119 s"), (121, "2 min"), (7300, "2 h"), (2e5, "2 d")])
