@@ -104,7 +104,7 @@ class Hasher(Agent):
 
 def run(quick: bool) -> list[Figure]:
     """Measure `mixed`, `different` and `makespan_ratio`."""
-    rounds, seconds, faults = (1, 0.15, 4) if quick else (3, 0.75, 10)
+    rounds, seconds, faults = (1, 0.3, 4) if quick else (3, 0.75, 10)
     clean, faulty = list[float](), list[float]()
     mixed = different = 0
     for seed in range(rounds):
