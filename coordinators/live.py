@@ -14,6 +14,7 @@ _LINE_SECONDS = 10.0
 _TOLD = {
     "agent_given_up": "{phase} {agent} given up: {reason}",
     "alert": "{level}: {text}",
+    "breaker": "{phase} {agent}: circuit breaker {after} ({reason})",
     "cluster_joined": "running on the Ray cluster at {address}",
     "recovery": "{phase} {task} {error_class}, {strategy}: {error}",
 }

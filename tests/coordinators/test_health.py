@@ -4,8 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,67 @@ def test_a_monitor_that_dies_is_replaced_and_one_that_cannot_write_is_survived(t
         assert blocked.read_text().startswith("a file")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_frozen_monitor_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = HealthSettings(interval_seconds=0.2, answer_seconds=0.5)
+
+    async def scenario() -> int:
+        async with HealthFeed(str(run), settings, lambda *_, **__: None) as feed:
+            await until(lambda: feed._answered)
+            frozen = await pid_of(feed._monitor)
+            os.kill(frozen, signal.SIGSTOP)
+            feed.note("task_started", WORK)
+        return frozen
+
+    frozen = asyncio.run(asyncio.wait_for(scenario(), 60))
+    with suppress(ProcessLookupError):
+        os.kill(frozen, signal.SIGKILL)
+
+
+TWO_NODES = """
+import asyncio, sys, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from coordinators.health import spawn_monitor
+from recovery.health import HealthSettings
+
+def size(report):
+    return len([node for node in report["nodes"].values() if node["memory"]["used"]])
+
+async def nodes(monitor, count):
+    deadline = time.monotonic() + 100
+    while size(report := await monitor.look.remote()) != count:
+        assert time.monotonic() < deadline, report["nodes"]
+        await asyncio.sleep(0.5)
+
+async def scenario():
+    monitor = spawn_monitor(sys.argv[1], HealthSettings())
+    await nodes(monitor, 2)
+    await asyncio.to_thread(cluster.remove_node, second)
+    await nodes(monitor, 1)
+
+size_of_store = {"object_store_memory": 80 << 20}
+fast = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": fast} | size_of_store)
+ray.init(address=cluster.address, log_to_driver=False)
+second = cluster.add_node(num_cpus=1, **size_of_store)
+asyncio.run(scenario())
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_each_node_is_measured_and_one_that_is_lost_is_left_out(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-c", TWO_NODES, str(tmp_path / "run")]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root, env=environment)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
 
 
 def test_the_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
