@@ -1,0 +1,1 @@
+"""The Power-of-Ten rules (Holzmann 2006), adapted to Python and checked statically."""
