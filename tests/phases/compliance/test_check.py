@@ -101,12 +101,12 @@ def test_planted_breach_is_found_at_its_line(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "trick",
     [
-        "assert True",
-        "assert 1 < 2",
-        "assert a == a",
-        "assert a or True",
-        "assert len(a) >= 0",
-        "assert isinstance(a, object)",
+        "True",
+        "1 < 2",
+        "a == a",
+        "a or True",
+        "len(a) >= 0",
+        "isinstance(a, object)",
     ],
 )
 def test_checks_that_cannot_fail_do_not_count(tmp_path: Path, trick: str) -> None:
