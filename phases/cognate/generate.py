@@ -53,12 +53,25 @@ class Generation:
     result: Completion | None = field(default=None)
 
 
-def stream(model: TinyTitan, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> Generation:
-    """Generate from prompt ids. Raises `ConfigError` for an empty prompt."""
+ReadOn = Callable[[TinyTitan, list[int], State], tuple[Tensor, int]]
+
+
+@torch.inference_mode()
+def read_on(model: TinyTitan, ids: list[int], state: State) -> tuple[Tensor, int]:
+    """Read on and return the logits (V,) of the next token and the ponder steps that they took."""
+    reading = model.read(torch.tensor([ids], device=model.embedding.weight.device), state)
+    assert state.prediction is not None
+    return state.prediction[0].cpu(), int(reading.steps[0, -1])
+
+
+def stream(
+    model: TinyTitan, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, reader: ReadOn = read_on
+) -> Generation:
+    """Generate from prompt ids; `reader` may revise the logits. Raises `ConfigError` for an empty prompt."""
     if not prompt:
         raise ConfigError.of("prompt", "", "there is nothing to continue", "give at least one character")
     generation = Generation(iter(()))
-    generation.pieces = _pieces(model, tokenizer, prompt, sampling, generation)
+    generation.pieces = _pieces(model, tokenizer, prompt, sampling, generation, reader)
     return generation
 
 
@@ -119,14 +132,19 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
 
 
 def _pieces(
-    model: TinyTitan, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, generation: Generation
+    model: TinyTitan,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    sampling: Sampling,
+    generation: Generation,
+    reader: ReadOn,
 ) -> Iterator[str]:
     generator = torch.Generator().manual_seed(sampling.seed)
     text = _HeldBack(tokenizer, sampling.stop)
     finish_reason: Literal["stop", "length"] = "length"
     unread, state, steps = prompt, model.empty_state(1), list[int]()
     while len(steps) < sampling.max_new_tokens:
-        logits, ran = _read(model, unread, state)
+        logits, ran = reader(model, unread, state)
         steps.append(ran)
         token = choose(logits, sampling, generator)
         unread = [token]
@@ -144,14 +162,6 @@ def _pieces(
         completion_tokens=len(steps),
         mean_ponder_steps=sum(steps) / len(steps),
     )
-
-
-@torch.inference_mode()
-def _read(model: TinyTitan, ids: list[int], state: State) -> tuple[Tensor, int]:
-    """Read on and return the logits (V,) of the next token and the steps that they took."""
-    reading = model.read(torch.tensor([ids], device=model.embedding.weight.device), state)
-    assert state.prediction is not None
-    return state.prediction[0].cpu(), int(reading.steps[0, -1])
 
 
 class _HeldBack:
