@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
 from ray.cluster_utils import Cluster
 
 from recovery.faults import ENVIRONMENT
@@ -37,6 +41,8 @@ class LocalCluster:
         os.environ[ENVIRONMENT] = self._folder
         self._terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave by __exit__
         os.environ.pop("RAY_ADDRESS", None)
+        enable_token_auth_by_default()  # as `ray.init` and `ray start` do, and `Cluster` does not
+        ensure_token_if_auth_enabled()
         try:
             self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
             self._add(num_cpus=0, include_dashboard=False, _system_config=_HEALTH)
