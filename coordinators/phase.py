@@ -141,7 +141,7 @@ class PhaseCoordinator:
             started = time.monotonic()
             try:
                 return await self._guarded(given, factor)
-            except (RayError, ForgeError, TimeoutError) as error:
+            except (RayError, ForgeError, OSError) as error:
                 decision = self._decide(task, error, time.monotonic() - started)
                 if decision.strategy is Strategy.ESCALATE:
                     raise self._stopped(task, error, decision) from error
