@@ -1,7 +1,8 @@
 """Agents as the children of a supervisor: Ray actors whose death, silence and state are seen within milliseconds.
 
 Each life has one call that is pending all the time, in a concurrency group of its own: it fails when the actor dies,
-which Ray tells within milliseconds where it is not to restart the actor. Meanwhile it sends the heartbeats. A silent
+which Ray tells within milliseconds where it is not to restart the actor. Meanwhile it sends the heartbeats. On its own
+node the kernel tells as well, and sooner where the machine is busy, since nobody else has to run for that. A silent
 agent is asked by a call, and its process looked at. One that keeps failing on a node goes to another, if there is one.
 """
 
@@ -62,7 +63,7 @@ class Stage:
         async def start(bad_nodes: frozenset[str]) -> Incarnation:
             return await self._start(name, agent, bad_nodes, {"num_cpus": cpus, "num_gpus": gpus})
 
-        return ChildSpec(name, start, significant, spares, start_seconds)
+        return ChildSpec(name, start, significant, spares, start_seconds, _avoidable)
 
     async def _start(
         self, name: str, agent: type[Agent], bad_nodes: frozenset[str], resources: dict[str, float]
@@ -95,11 +96,14 @@ class AgentProcess(Incarnation):
         self.pid = 0
         self._token = stage.heartbeats.listen(self.pulse)
         self._sentinel = self._beat()
+        self._exit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def ready(self) -> None:
         """Wait until it answers. Raises `ActorDiedError` where its constructor does not succeed."""
         self.pid, self.node = await self.handle.whereabouts.remote()
         self.pulse.seen(0)
+        if self.node == self._stage.node:
+            self._exit = _exit_of(self.pid)
 
     def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Awaitable[Any]:
         """Call one of its methods; of one with several results, wait for the last and return the first's reference."""
@@ -107,17 +111,20 @@ class AgentProcess(Incarnation):
         return _first_after_last(answer) if isinstance(answer, list) else _future(answer)
 
     async def death(self) -> BaseException:
-        """Wait for its end; an interrupted connection is none."""
+        """Wait for its end, by whichever tells first; an interrupted connection is none."""
         try:
             while True:
-                try:
-                    await self._sentinel
-                except ActorUnavailableError:
-                    await asyncio.sleep(self._stage.settings.beat_seconds)
-                    self._sentinel = self._beat()
-        except RayError as error:
-            return error
+                ends: set[asyncio.Future[Any]] = {self._sentinel, self._exit}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if self._exit.done():
+                    return ProcessLookupError(f"process {self.pid} has ended")
+                error = self._sentinel.exception()
+                if not isinstance(error, ActorUnavailableError):
+                    return error or ProcessLookupError("its sentinel call returned")
+                await asyncio.sleep(self._stage.settings.beat_seconds)
+                self._sentinel = self._beat()
         finally:
+            self._exit.cancel()
             self._stage.heartbeats.forget(self._token)
 
     def is_death(self, error: BaseException) -> bool:
@@ -158,7 +165,11 @@ class AgentProcess(Incarnation):
 
     def _beat(self) -> "asyncio.Future[NoReturn]":
         address, seconds = self._stage.heartbeats.address, self._stage.settings.beat_seconds
-        return _future(self.handle.beat.remote(address, self._token, seconds))
+        sentinel = _future(self.handle.beat.remote(address, self._token, seconds))
+        sentinel.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # it may come when nobody waits
+        return sentinel
 
 
 def _supervised(agent: type[Agent]) -> type[Agent]:
@@ -186,10 +197,15 @@ def _supervised(agent: type[Agent]) -> type[Agent]:
     return type(agent.__name__, (with_health_group(agent),), members)
 
 
+def _avoidable(nodes: frozenset[str]) -> frozenset[str]:
+    """Return the nodes if there are others that live, else none."""
+    others = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - nodes
+    return nodes if others else frozenset()
+
+
 def _keep_away(nodes: frozenset[str]) -> dict[str, Any]:
-    """Return the options of an actor that goes to other nodes, unless there are none."""
-    others = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - nodes if nodes else set()
-    return {"label_selector": {_NODE_LABEL: f"!in({','.join(sorted(nodes))})"}} if others else {}
+    """Return the options of an actor that goes to other nodes."""
+    return {"label_selector": {_NODE_LABEL: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
 
 
 def _stopped(pid: int) -> bool:
@@ -200,6 +216,26 @@ def _stopped(pid: int) -> bool:
     except OSError:
         return False
     return state in "TtXZ"
+
+
+def _exit_of(pid: int) -> "asyncio.Future[None]":
+    """Return what is done when a process of this machine ends; never, where the kernel cannot tell (Linux can)."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def close(_: object) -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.pidfd_open(pid)
+        loop.add_reader(descriptor, end)
+        ended.add_done_callback(close)
+    return ended
 
 
 def _future(reference: Any) -> "asyncio.Future[Any]":

@@ -92,8 +92,9 @@ class Subject(Agent):
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Read the state again."""
-        self.state, self.values = snapshot["state"], np.load(snapshot["state"])
         super().restore({"progress": snapshot["progress"]})
+        if snapshot["state"]:
+            self.state, self.values = snapshot["state"], np.load(snapshot["state"])
 
     def _toil(self) -> None:
         matrix, step = np.random.default_rng(0).random((256, 256)), 0

@@ -67,7 +67,7 @@ class DeadlineError(ForgeError, TimeoutError):
 
 
 Start = Callable[[frozenset[str]], Awaitable[Incarnation]]
-"""Starts a life and returns it when it answers. What is given are nodes to keep away from, if there are others."""
+"""Starts a life and returns it when it answers. What is given are nodes to keep away from."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class ChildSpec:
     significant: bool = True
     spares: int = 0
     start_seconds: float | None = None  # until it answers; None: for as long as it waits for resources
+    avoidable: Callable[[frozenset[str]], frozenset[str]] = frozenset  # of bad nodes, those to which there are others
 
 
 @dataclass(frozen=True)

@@ -350,11 +350,12 @@ class Supervisor(Incarnation):
         return [self._children[name] for name in names if self._children[name].ended is None]
 
     def _bad_nodes(self, child: Child) -> frozenset[str]:
-        """Return the nodes on which a child has failed too often of late."""
+        """Return the nodes on which a child has failed too often of late, if there are others."""
         since = self.clock() - self.settings.period_seconds
         child.failures = [(at, node) for at, node in child.failures if at >= since]
         counts = Counter(node for _, node in child.failures if node)
-        return frozenset(node for node, count in counts.items() if count >= self.settings.node_failures)
+        bad = frozenset(node for node, count in counts.items() if count >= self.settings.node_failures)
+        return child.spec.avoidable(bad) if bad else bad
 
     def _gave_up(self, child: Child) -> SupervisorGaveUpError:
         error = SupervisorGaveUpError(f"{self.name}: gave up after {self._limit}; {_told(child)}")

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.agent import Agent, Attempt, Task
-from actors.supervised import Stage, _keep_away
+from actors.supervised import Stage, _avoidable, _keep_away
 from recovery.children import ChildDownError, Loss, RestartStrategy, SupervisorGaveUpError
 from recovery.classify import Classifier, ErrorClass
 from recovery.supervision import SupervisionSettings
@@ -214,6 +214,8 @@ def test_agents_after_a_failed_one_are_replaced_with_it(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_bad_node_is_kept_away_from_only_where_there_is_another() -> None:
     here = ray.get_runtime_context().get_node_id()
+    away = frozenset({"f" * 56})
+    assert _avoidable(frozenset({here})) == frozenset()
+    assert _avoidable(away) == away
     assert _keep_away(frozenset()) == {}
-    assert _keep_away(frozenset({here})) == {}
-    assert _keep_away(frozenset({"f" * 56})) == {"label_selector": {"ray.io/node-id": f"!in({'f' * 56})"}}
+    assert _keep_away(away) == {"label_selector": {"ray.io/node-id": f"!in({'f' * 56})"}}

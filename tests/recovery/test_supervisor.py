@@ -393,6 +393,22 @@ def test_a_child_that_keeps_failing_on_a_node_goes_elsewhere() -> None:
     run(scenario())
 
 
+def test_a_child_whose_nodes_are_all_bad_stays_and_its_spares_are_used() -> None:
+    async def scenario() -> None:
+        world = World()
+        spec = world.child("a", spares=1, avoidable=lambda _: frozenset())
+        supervisor = await Supervisor("s", [spec]).start()
+        for life in range(2, 6):
+            await settle()
+            world.life("a").die()
+            await settle()
+            assert await supervisor.call("a", "number_of_life", timeout=1) == life
+        assert set(world.avoided) == {frozenset()}
+        await supervisor.stop()
+
+    run(scenario())
+
+
 def test_a_defect_of_the_supervision_ends_it_with_its_cause() -> None:
     async def scenario() -> None:
         world = World()
