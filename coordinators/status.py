@@ -7,7 +7,7 @@ report tells its time, and whether somebody works in the run is taken from the l
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -39,7 +39,10 @@ def run_status(run: str) -> dict[str, Any]:
     config, events = read_config(run), list(Journal(run).read())
     finished = rundir.finished_phases(run)
     holder = _holder(run)
-    health = _health(run)
+    problems = list[str]()
+    health, queues, degraded, checkpoints = (
+        _unless_damaged(part, run, problems) for part in (_health, _queues, _degraded, _checkpoints)
+    )
     started = {e.data["phase"] for e in events if e.kind == "phase_started"}
     recoveries = [e for e in events if e.kind == "recovery"]
     return {
@@ -51,20 +54,21 @@ def run_status(run: str) -> dict[str, Any]:
             phase: "finished" if phase in finished else "begun" if phase in started else "to do"
             for phase in config.phases
         },
-        "degraded": {phase: found for phase in finished if (found := rundir.read_result(run, phase).degraded)},
+        "degraded": degraded,
         "tasks": _tasks(events, live=holder is not None),
         "agents": health.get("agents", {}),
         "recoveries": [_recovery(e) for e in recoveries[-_RECOVERIES:]],
         "recoveries_by_strategy": dict(Counter(str(e.data["strategy"]) for e in recoveries)),
         "breakers": {breaker_key(e.data): str(e.data["after"]) for e in events if e.kind == "breaker"},
-        "queues": _queues(run),
+        "queues": queues,
         "health": {key: value for key, value in health.items() if key not in ("agents", "breakers", "queues")},
         "alerts": [
             {"time": e.time, "text": next(e.data[key] for key in ("text", "error", "problem") if key in e.data)}
             for e in events
             if e.kind in ("alert", "alert_failed", "run_stopped", LOSS)
         ],
-        "checkpoints": _checkpoints(run),
+        "checkpoints": checkpoints,
+        "problems": problems,
         "last_event": f"{events[-1].time} {events[-1].kind}" if events else "none",
         "time": time.time(),
     }
@@ -128,6 +132,20 @@ def _sign_of_life(lease: str) -> Mapping[str, Any]:
         except ArtifactError:
             continue
     return {"released": True}
+
+
+def _unless_damaged(part: Callable[[str], dict[str, Any]], run: str, problems: list[str]) -> dict[str, Any]:
+    """Return a part of the status; where its files are damaged, nothing, and the damage among the problems."""
+    try:
+        return part(run)
+    except ArtifactError as error:
+        problems.append(str(error))
+        return {}
+
+
+def _degraded(run: str) -> dict[str, Any]:
+    results = {phase: rundir.read_result(run, phase) for phase in rundir.finished_phases(run)}
+    return {phase: result.degraded for phase, result in results.items() if result.degraded}
 
 
 def _health(run: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Changes:
 
 def _facts(state: Mapping[str, Any]) -> dict[str, str]:
     facts = {"run": f"{state['run']} ({state['preset']})", "state": str(state["state"])}
+    facts |= {f"problem {number}": str(problem) for number, problem in enumerate(state["problems"], 1)}
     facts |= {f"phase {name}": str(how) for name, how in state["phases"].items()}
     facts |= {f"task {name}": str(how) for name, how in state["tasks"].items()}
     facts |= {f"checkpoint {name}": f"step {step}" for name, step in state["checkpoints"].items()}
@@ -97,6 +98,7 @@ def _parts(state: Mapping[str, Any]) -> Iterator[RenderableType]:
     now = float(state["time"])
     yield Text(f"{state['run']} ({state['preset']})", style="bold")
     yield Text(str(state["state"]), style="red" if state["state"].startswith("stopped") else "")
+    yield from (Text(problem, style="red") for problem in state["problems"])
     yield Text("phases: " + ", ".join(f"{name} {how}" for name, how in state["phases"].items()))
     yield from _lines("degraded", [f"{phase}: {'; '.join(found)}" for phase, found in state["degraded"].items()])
     if state["tasks"]:

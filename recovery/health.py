@@ -1,27 +1,20 @@
-"""How healthy a run is: counts over sliding windows, what may be claimed of them, and alarms on trends.
+"""How healthy a run is, from what is observed of it: events, heartbeats, nodes and queues.
 
-Availability is the share of calls to agents that were answered, tasks and heartbeats alike. It is said with its sample
-size, and no more of it than the sample proves: "99.9 %" needs 2,996 clean calls (the rule of three). A trend raises its
-alarm once and must get clearly better before it can raise it again. Everything is fed from outside with its time in
-seconds; nothing here knows clocks, actors or files.
+Availability is the share of calls to agents that were answered, tasks and heartbeats alike, while they have work. What
+is judged raises alerts on trends: memory or disk that runs out, failures that rise, tasks that slow down. Everything is
+fed from outside with its time in seconds; nothing here knows clocks, actors or files.
 """
 
-from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import comb, floor, inf, sqrt
 from typing import Any
 
-import numpy as np
 from pydantic import Field
-from scipy.special import gammaincinv
 
 from phases.settings import Settings
 from recovery.strategies import RERUNS
+from recovery.trends import Alarms, Alert, Availability, Series, Tally, upper_tail
 
-CONFIDENCE = 0.95
-_Z = 1.959964  # two-sided 95 % of the normal distribution
-_LEAST_POINTS = 8
 _MISSED_TO_ALARM = 3
 _ENDED = ("task_finished", "task_failed")
 
@@ -37,149 +30,6 @@ class HealthSettings(Settings):
         default=30.0, gt=0, description="alert where memory or disk lasts less, extrapolated"
     )
     throughput_share: float = Field(default=0.5, gt=0, lt=1, description="alert where a task's speed falls below it")
-
-
-class Tally:
-    """Counts by name over the last `seconds`, in slots, so that memory does not grow with what is counted."""
-
-    def __init__(self, seconds: float, slots: int = 60) -> None:
-        self.slots, self._width = slots, seconds / slots
-        self._counts = deque[tuple[int, Counter[str]]]()
-
-    def add(self, time: float, name: str) -> None:
-        """Count one; times come in order, those a little late count as the latest."""
-        slot = int(time / self._width)
-        if not self._counts or self._counts[-1][0] < slot:
-            self._counts.append((slot, Counter()))
-        self._counts[-1][1][name] += 1
-        self._drop(slot)
-
-    def counts(self, now: float) -> Counter[str]:
-        """Return the counts of the window that ends now."""
-        self._drop(int(now / self._width))
-        return sum((counts for _, counts in self._counts), Counter())
-
-    def newer_half(self, now: float) -> Counter[str]:
-        """Return the counts of the second half of the window."""
-        since = int(now / self._width) - self.slots // 2
-        return sum((counts for slot, counts in self._counts if slot > since), Counter())
-
-    def _drop(self, slot: int) -> None:
-        while self._counts and self._counts[0][0] <= slot - self.slots:
-            self._counts.popleft()
-
-
-@dataclass(frozen=True)
-class Availability:
-    """Of `calls` calls, `failed` were not answered."""
-
-    calls: int
-    failed: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share that is answered (Wilson 1927); (0, 1) without calls."""
-        if not self.calls:
-            return 0.0, 1.0
-        share, z2 = 1 - self.failed / self.calls, _Z * _Z
-        middle = share + z2 / (2 * self.calls)
-        spread = _Z * sqrt(share * (1 - share) / self.calls + z2 / (4 * self.calls**2))
-        scale = 1 + z2 / self.calls
-        return max((middle - spread) / scale, 0.0), min((middle + spread) / scale, 1.0)
-
-    @property
-    def claim(self) -> float:
-        """The share that may be claimed at 95 %: the exact Poisson bound, 1 - 3.0 / calls where none failed."""
-        if not self.calls:
-            return 0.0
-        return max(0.0, 1 - float(gammaincinv(self.failed + 1, CONFIDENCE)) / self.calls)
-
-    @property
-    def text(self) -> str:
-        """What may be said, rounded down."""
-        if not self.calls:
-            return "no calls yet, nothing can be claimed"
-        clean = f"{self.calls - self.failed:,} of {self.calls:,} calls answered"
-        return f"at least {floor(self.claim * 1000) / 10:.1f} % (95 % confidence; {clean})"
-
-
-class Series:
-    """The points of one quantity over the last `seconds`, at most `limit` of them."""
-
-    def __init__(self, seconds: float, limit: int = 128) -> None:
-        self.seconds = seconds
-        self._apart = seconds / limit
-        self._points = deque[tuple[float, float]]()
-
-    def add(self, time: float, value: float) -> None:
-        """Add a point; it replaces the last one where that is nearer to the one before than there is room for."""
-        if len(self._points) > 1 and time - self._points[-2][0] < self._apart:
-            self._points.pop()
-        self._points.append((time, value))
-        while self._points[0][0] < time - self.seconds:
-            self._points.popleft()
-
-    @property
-    def last(self) -> float:
-        """The newest value."""
-        return self._points[-1][1]
-
-    def seconds_left(self) -> float:
-        """Return in how long the value is 0 if it goes on so: Theil-Sen slope, where Mann-Kendall finds a fall.
-
-        Infinite where it does not fall, or where points are too few to tell.
-        """
-        times, values = np.array(self._points).T if self._points else np.zeros((2, 0))  # (N,)
-        n = len(times)
-        if n < _LEAST_POINTS or times[-1] - times[0] < self.seconds / 10:
-            return inf
-        later, earlier = np.tril_indices(n, -1)
-        rises = values[later] - values[earlier]  # (N (N - 1) / 2,)
-        slope = float(np.median(rises / (times[later] - times[earlier])))
-        z = float(np.sign(rises).sum()) / sqrt(n * (n - 1) * (2 * n + 5) / 18)
-        if slope >= 0 or z > -3:
-            return inf
-        return max(float(np.median(values[-_LEAST_POINTS:])), 0.0) / -slope
-
-    def speeds(self, now: float) -> tuple[float, float] | None:
-        """Return what a growing counter gained per second before the newest quarter and in it; None where too few."""
-        since = now - self.seconds / 4
-        before = [point for point in self._points if point[0] <= since]
-        if len(before) < _LEAST_POINTS or before[-1][0] - before[0][0] < self.seconds / 4:
-            return None
-        earlier = (before[-1][1] - before[0][1]) / (before[-1][0] - before[0][0])
-        return earlier, (self.last - before[-1][1]) / (now - before[-1][0])
-
-
-@dataclass(frozen=True)
-class Alert:
-    """Something that a person should know. `key` names the condition."""
-
-    key: str
-    text: str
-    time: float
-    level: str = "warning"
-
-
-class Alarms:
-    """Conditions that are told once: one that is bad stays so until it is good, which is more than not bad."""
-
-    def __init__(self) -> None:
-        self.active: dict[str, Alert] = {}
-        self._fresh = list[Alert]()
-
-    def judge(self, key: str, time: float, text: str, *, bad: bool, good: bool) -> None:
-        """Raise the alarm where it is new, end it where all is good."""
-        if bad and key not in self.active:
-            self.active[key] = alert = Alert(key, text, time)
-            self._fresh.append(alert)
-        elif good:
-            self.active.pop(key, None)
-
-    def take(self) -> list[Alert]:
-        """Return the alarms raised since the last call."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
 
 
 @dataclass
@@ -253,6 +103,7 @@ class Health:
         """Forget the agents that are neither there nor expected."""
         for name in [name for name, agent in self._agents.items() if name not in there and not agent.expected]:
             del self._agents[name]
+        self.alarms.keep(("silent",), {f"silent {name}" for name in self._agents})
 
     def on_nodes(self, nodes: Mapping[str, Mapping[str, Any]], time: float) -> None:
         """Take what each node reports: see `coordinators/health.py`. Nodes that are not named are gone."""
@@ -264,6 +115,7 @@ class Health:
             for what, amount in left.items():
                 self._left.setdefault((name, what), Series(self.settings.window_seconds)).add(time, amount)
         self._left = {key: series for key, series in self._left.items() if key[0] in nodes}
+        self.alarms.keep(("memory", "disk"), {f"{what} {node}" for node, what in self._left})
 
     def on_queues(self, queues: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the status of the data flow, by receiver."""
@@ -381,8 +233,3 @@ def agent_key(phase: str, name: str) -> str:
 def breaker_key(data: Mapping[str, Any]) -> str:
     """Return whose breaker an event tells of: an agent's, or a receiver's of the data flow."""
     return str(data["callee"]) if "callee" in data else agent_key(data["phase"], data["agent"])
-
-
-def upper_tail(trials: int, successes: int, chance: float) -> float:
-    """Return the probability of at least so many successes, binomial."""
-    return sum(comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(successes, trials + 1))

@@ -149,6 +149,19 @@ def test_a_driver_that_was_killed_or_has_gone_silent_is_not_called_running(run: 
     assert not run_status(run)["live"]
 
 
+def test_a_damaged_part_is_named_and_the_rest_is_there(run: str) -> None:
+    dead_letter(run)
+    storage.write_bytes(storage.join(run, "health.json"), b"{torn")
+    for name in storage.names(flow_uri(run)):
+        storage.write_bytes(storage.join(flow_uri(run), name), b"torn")
+    state = run_status(run)
+    assert len(state["problems"]) == 2
+    assert "health.json" in state["problems"][0]
+    assert "dataflow" in state["problems"][1]
+    assert state["phases"] == {"cognate": "begun"}
+    assert all(problem in shown(state) for problem in state["problems"])
+
+
 def test_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no run in it"):
         read_config(str(tmp_path))

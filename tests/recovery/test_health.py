@@ -1,99 +1,16 @@
-"""What is claimed of a run's health follows from what was observed, and every alarm is raised once."""
+"""What a run's health report and its alerts say follows from the events, answers and measurements that came in."""
 
-import random
-from math import inf
+import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, poisson
 
-from recovery.health import Alarms, Availability, Health, HealthSettings, Series, Tally, upper_tail
+from recovery.health import Health, HealthSettings
+from recovery.trends import Availability
 
 SETTINGS = HealthSettings(interval_seconds=1, window_seconds=600)
 WORK = {"phase": "p", "task": "t", "agent": "a"}
-
-
-def test_999_is_said_from_2996_clean_calls_up() -> None:
-    assert Availability(2996, 0).claim >= 0.999
-    assert Availability(2995, 0).claim < 0.999
-    assert Availability(2996, 0).text.startswith("at least 99.9 %")
-    assert Availability(2995, 0).text.startswith("at least 99.8 %")
-    assert Availability(2996, 1).claim < 0.999
-    assert Availability(100, 0).text == "at least 97.0 % (95 % confidence; 100 of 100 calls answered)"
-    assert "nothing can be claimed" in Availability(0, 0).text
-
-
-@given(st.integers(1, 10_000), st.data())
-def test_the_interval_is_wilsons_and_the_claim_is_no_more_than_the_sample_proves(calls: int, data: Any) -> None:
-    failed = data.draw(st.integers(0, calls))
-    available = Availability(calls, failed)
-    exact = binomtest(calls - failed, calls).proportion_ci(method="wilson")
-    assert available.interval == pytest.approx((exact.low, exact.high), abs=1e-6)
-    assert available.claim <= 1 - failed / calls
-    if available.claim > 0:  # were no more than that answered, so few failures would be seen in 5 % of cases
-        assert poisson.cdf(failed, calls * (1 - available.claim)) == pytest.approx(0.05, rel=1e-6)
-        assert binom.cdf(failed, calls, 1 - available.claim) <= 0.05 + 1e-9
-
-
-@given(st.lists(st.tuples(st.floats(0, 50), st.sampled_from("ab")), max_size=60))
-def test_a_tally_counts_the_window_and_nothing_else(steps: list[tuple[float, str]]) -> None:
-    tally, time, events = Tally(100, slots=10), 0.0, []
-    for step, name in steps:
-        time += step
-        tally.add(time, name)
-        events.append((int(time / 10), name))
-    counts = tally.counts(time)
-    for name in "ab":
-        assert counts[name] == sum(1 for slot, kind in events if kind == name and slot > int(time / 10) - 10)
-    assert len(tally._counts) <= 10
-
-
-@given(st.integers(0, 60), st.data(), st.floats(0.05, 0.95))
-def test_the_upper_tail_is_the_binomials(trials: int, data: Any, chance: float) -> None:
-    successes = data.draw(st.integers(0, trials))
-    assert upper_tail(trials, successes, chance) == pytest.approx(float(binom.sf(successes - 1, trials, chance)))
-
-
-def test_a_steady_fall_is_extrapolated_to_its_end_through_noise() -> None:
-    noise = random.Random(0)
-    series = Series(600)
-    for time in range(0, 600, 5):
-        series.add(time, 10e9 - 5e6 * time + noise.gauss(0, 2e7))
-    assert series.seconds_left() == pytest.approx((10e9 - 5e6 * 600) / 5e6, rel=0.05)
-
-
-def test_noise_and_sawteeth_are_no_trend() -> None:
-    noise = random.Random(1)
-    for _ in range(50):
-        level, sawtooth = Series(600), Series(600)
-        for time in range(0, 600, 5):
-            level.add(time, 1e9 + noise.gauss(0, 1e8))
-            sawtooth.add(time, 1e9 - 5e6 * (time % 60))
-        assert level.seconds_left() > 1800
-        assert sawtooth.seconds_left() == inf
-
-
-def test_a_series_is_bounded_and_keeps_its_span() -> None:
-    series = Series(600, limit=128)
-    for tick in range(100_000):
-        series.add(tick * 0.01, tick)
-    assert len(series._points) <= 129
-    assert series._points[-1][0] - series._points[0][0] > 500
-
-
-@given(st.lists(st.floats(0, 1)))
-def test_an_alarm_alternates_with_its_end(levels: list[float]) -> None:
-    alarms, told = Alarms(), list[float]()
-    was_good = True
-    for time, level in enumerate(levels):
-        alarms.judge("k", time, "text", bad=level > 0.8, good=level < 0.3)
-        fresh = alarms.take()
-        assert len(fresh) == (was_good and level > 0.8)
-        was_good = level < 0.3 or (was_good and level <= 0.8)
-        assert ("k" in alarms.active) is not was_good
-        told += [alert.time for alert in fresh]
 
 
 def memory(used: float) -> dict[str, dict[str, Any]]:
@@ -200,3 +117,44 @@ def test_agents_that_are_gone_are_forgotten() -> None:
     health.on_heartbeat("p/b", 0, {})
     health.keep_agents(set())
     assert set(health.report(1)["agents"]) == {"p/a"}
+
+
+def test_alarms_about_what_is_gone_are_over() -> None:
+    health = Health(SETTINGS, 0)
+    health.on_event("task_started", WORK, 0)
+    for time in range(600):
+        health.on_nodes(memory(4e9 + 1e7 * time), time)
+        health.on_heartbeat("p/a", time, None)
+        health.judge(time)
+    assert set(health.report(600)["alerts"]) == {"memory n", "silent p/a"}
+    health.on_nodes({}, 601)
+    health.on_event("recovery", recovery("isolate"), 601)
+    health.keep_agents(set())
+    health.judge(602)
+    assert health.report(602)["alerts"] == {}
+
+
+EVENTS = ["task_started", "task_finished", "task_failed", "recovery", "progress", "agent_given_up", "breaker"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*EVENTS, "answer", "silence", "look"]), st.integers(0, 3), st.floats(-1, 90)))
+)
+def test_whatever_happens_there_is_a_report(steps: list[tuple[str, int, float]]) -> None:
+    health, now = Health(SETTINGS, 0), 0.0
+    for kind, number, seconds in steps:
+        now = max(now + seconds, 0)  # clocks are set back at times
+        data = WORK | {"agent": f"a{number}", "task": f"t{number}", "step": number, "before": "closed", "after": "open"}
+        if kind in EVENTS:
+            health.on_event(kind, data | {"strategy": ["retry", "isolate", "escalate", "restart"][number]}, now)
+        elif kind == "look":
+            health.on_nodes(memory(1e9 * number), now)
+            health.keep_agents(health.expected())
+            health.judge(now)
+        else:
+            health.on_heartbeat(f"p/a{number}", now, {"uptime": 1.0} if kind == "answer" else None)
+    report = health.report(now)
+    assert report == json.loads(json.dumps(report))
+    assert 0 <= report["availability"]["failed"] <= report["availability"]["calls"]
+    assert 0 <= report["availability"]["low"] <= report["availability"]["high"] <= 1
+    assert report["rates"]["reruns"] <= report["rates"]["errors"]
