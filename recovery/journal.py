@@ -71,7 +71,8 @@ class Journal:
     def __init__(self, run: str, epoch: int | None = None) -> None:
         self.folder = storage.join(run, "journal")
         self.epoch = epoch
-        self._lock = threading.RLock()
+        self._writing = threading.Lock()
+        self._noting = threading.Lock()  # never held for long
         self._noted = list[dict[str, Any]]()
         self._timer: threading.Timer | None = None
         self._failure: Exception | None = None
@@ -84,18 +85,23 @@ class Journal:
 
     def append_many(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Event]:
         """Put events behind what was noted before, all in one object: all are there afterwards, or none."""
-        with self._lock:
-            entries = [*self._noted, *(_entry(kind, data) for kind, data in events)]
-            written = self._put(entries) if entries else []
-            self._noted.clear()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            return written[len(written) - len(events) :]
+        with self._writing:
+            with self._noting:
+                noted, self._noted = self._noted, []
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+            entries = [*noted, *(_entry(kind, data) for kind, data in events)]
+            try:
+                return self._put(entries)[len(noted) :] if entries else []
+            except BaseException:
+                with self._noting:
+                    self._noted = noted + self._noted
+                raise
 
     def note(self, kind: str, **data: Any) -> None:
         """Put an event within 20 ms, together with others. Raises what the last such group failed with."""
-        with self._lock:
+        with self._noting:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -195,13 +201,11 @@ class Journal:
         return number
 
     def _on_time(self) -> None:
-        with self._lock:
-            self._timer = None
-            try:
-                self.flush()
-            except Exception as error:
-                self._failure = error
-                _log.error("journal: what was noted is not written yet: %s", error)
+        try:
+            self.flush()
+        except Exception as error:
+            self._failure = error
+            _log.error("journal: what was noted is not written yet: %s", error)
 
     def _next(self, name: str, number: int, before: str) -> _Object:
         if name != f"{number:08d}.json":
