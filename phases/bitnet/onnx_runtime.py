@@ -24,7 +24,6 @@ from torch import Tensor
 from phases.bitnet.memory_writer import MemoryWriter
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
-from phases.cognate.rope import rotation
 from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +41,24 @@ class Read:
     steps: Ints
 
 
+@dataclass
+class _Piece:
+    """Tokens of one segment under way."""
+
+    ids: Ints  # (T,)
+    hidden: Floats  # (T, D), of the last pass
+    going_on: Floats  # (T,), chance of not having halted
+    rotation: tuple[Floats, Floats]  # cosines and sines, (T, K / 2)
+    start: int  # places of the cache that all its tokens see, from `start` to before `end`
+    end: int
+
+    @classmethod
+    def begin(cls, ids: Ints, width: int, rotation: tuple[Floats, Floats], start: int, end: int) -> "_Piece":
+        """Return a piece that no pass has seen."""
+        hidden, going_on = np.zeros((len(ids), width), np.float32), np.ones(len(ids), np.float32)
+        return cls(ids, hidden, going_on, rotation, start, end)
+
+
 class OnnxModel:
     """A session and its metadata. Any number of `Stream`s read with it, one at a time."""
 
@@ -57,6 +74,7 @@ class OnnxModel:
             self.exact = bool(json.loads(properties["exact"]))
         except (KeyError, ValueError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
+        self.outputs = [output.name for output in self.session.get_outputs()]
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
             tensors = load(base64.b64decode(properties["memory"]))
@@ -74,6 +92,7 @@ class Stream:
         self.model, self.position = model, 0
         a, titan = model.architecture, model.architecture.titan
         self.prediction: Floats | None = None
+        self._frequencies = a.rope_theta ** (-np.arange(0, a.head_dim, 2) / a.head_dim)
         self._bindings = [model.session.io_binding() for _ in range(a.steps)]
         self._segment = titan.segment_len if titan else 0
         self._outputs = np.zeros((self._segment, a.d_model), np.float32)
@@ -102,67 +121,61 @@ class Stream:
             larger = self._make_cache(max(2 * self._cache.shape[-2], self.position + len(ids)))
             larger[0][..., : self.position, :] = self._cache[..., : self.position, :]
             self._cache, self._queries = larger
-        begin, end = self._places()
-        hidden = np.zeros((len(ids), a.d_model), np.float32)
-        normed = np.empty_like(hidden)
+        piece, steps = _Piece.begin(ids, a.d_model, self._rotation(len(ids)), *self._places()), np.zeros_like(ids)
+        normed = np.empty((len(ids), a.d_model), np.float32)
         logits = np.empty((len(ids), a.vocab_size), np.float32)
-        steps, going_on = np.zeros(len(ids), np.int64), np.ones(len(ids), np.float32)
-        active = np.arange(len(ids))
+        active, end = np.arange(len(ids)), piece.end
         for step in range(a.steps):
-            found = self._run(step, ids, active, hidden, going_on, begin, end)
+            found = self._run(step, piece, active)
             cache = self._cache[step]
             cache[..., end + active, :] = found["present"].reshape(*cache.shape[:-2], len(active), -1)
             halted = found.get("halted", np.ones(len(active), np.bool_))
             done = active[halted]
             logits[done], normed[done], steps[done] = found["logits"], found["normed"], step + 1
             if a.titan is not None:
-                hidden[active], going_on[active] = found["hidden_out"], found["going_on_out"]
+                piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
                 self._queries[step, end + active] = found["queries"]
                 self._queries[step + 1 :, end + done] = self._queries[step, end + done]
-                self._cache[step + 1 :, ..., end + done, :] = self._cache[step][..., end + done, :]
+                self._cache[step + 1 :, ..., end + done, :] = cache[..., end + done, :]
             active = active[~halted]
             if not len(active):
                 break
         self._absorb(ids, logits, normed)
         return Read(logits, steps)
 
-    def _run(
-        self, step: int, ids: Ints, active: Ints, hidden: Floats, going_on: Floats, begin: int, end: int
-    ) -> dict[str, Any]:
+    def _run(self, step: int, piece: "_Piece", active: Ints) -> dict[str, Any]:
         """Take one pass with the tokens at the columns `active` and return the outputs by name."""
         a = self.model.architecture
-        cos, sin = self._rotation(active)
         feeds: dict[str, npt.NDArray[Any]] = {
-            "tokens": ids[active],
-            "cos": cos,
-            "sin": sin,
-            "mask": self._mask(active, len(ids), begin, end),
+            "tokens": piece.ids[active],
+            "cos": piece.rotation[0][active],
+            "sin": piece.rotation[1][active],
+            "mask": self._mask(active, piece),
         }
         if a.titan is not None:
             feeds |= {
-                "hidden": hidden[active],
-                "going_on": going_on[active],
+                "hidden": piece.hidden[active],
+                "going_on": piece.going_on[active],
                 "step": np.array(step, np.int64),
                 "last": np.array(step == a.steps - 1),
-                "query_index": self._query_index(active, end),
+                "query_index": self._query_index(active, piece.end),
             }
         binding = self._bindings[step]
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
-        outputs = [output.name for output in self.model.session.get_outputs()]
-        for name in outputs:
+        for name in self.model.outputs:
             binding.bind_output(name)
         self.model.session.run_with_iobinding(binding)
-        return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
+        return dict(zip(self.model.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _mask(self, active: Ints, length: int, begin: int, end: int) -> Floats:
+    def _mask(self, active: Ints, piece: "_Piece") -> Floats:
         """Return 0 where a token may look and -inf elsewhere, (A, W + A)."""
-        width = self._cache.shape[-2]
+        width, length = self._cache.shape[-2], len(piece.ids)
         seen = np.zeros((len(active), width + len(active)), np.bool_)
-        seen[:, begin:end] = True
+        seen[:, piece.start : piece.end] = True
         if len(active) < length:  # those that have halted are in the cache already
             columns = np.setdiff1d(np.arange(length), active)
-            seen[:, end + columns] = columns <= active[:, None]
+            seen[:, piece.end + columns] = columns <= active[:, None]
         seen[:, width:] = active <= active[:, None]
         return np.where(seen, np.float32(0), np.float32(-np.inf))
 
@@ -174,15 +187,13 @@ class Stream:
         fresh = new[index]
         return np.where(fresh >= 0, fresh + self._queries.shape[1], index)
 
-    def _rotation(self, active: Ints) -> tuple[Floats, Floats]:
-        """Return cosines and sines (A, K / 2) of the tokens' positions."""
-        a = self.model.architecture
-        cos, sin = rotation(torch.from_numpy(active + self.position), a.head_dim, a.rope_theta, torch.float32)
-        half = a.head_dim // 2
-        return cos[:, 0, :half].contiguous().numpy(), sin[:, 0, half:].contiguous().numpy()
+    def _rotation(self, length: int) -> tuple[Floats, Floats]:
+        """Return cosines and sines (T, K / 2) of the positions of a piece."""
+        angles = np.arange(self.position, self.position + length)[:, None] * self._frequencies
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def _places(self) -> tuple[int, int]:
-        """Return the places of the cache that a next token sees, from `begin` to before `end`."""
+        """Return the places of the cache that a next token sees, from the first to before the last."""
         if not self._segment:
             return 0, self.position
         end = self._segment + self.position % self._segment
