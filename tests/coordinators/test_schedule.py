@@ -188,7 +188,7 @@ def test_a_late_plan_neither_starves_nor_makes_up_for_what_it_missed() -> None:
         await asyncio.gather(*runs)
         return [name.split()[0] for name in world.started]
 
-    order = asyncio.run(go())
+    order = asyncio.run(asyncio.wait_for(go(), 20))
     assert order[:10] == ["big"] * 10
     assert order[10:20] == ["small", "big"] * 5 or order[10:20] == ["big", "small"] * 5
 
@@ -242,7 +242,7 @@ def test_a_failure_stops_its_own_plan_alone() -> None:
         await runs[1]
         return world
 
-    world = asyncio.run(go())
+    world = asyncio.run(asyncio.wait_for(go(), 20))
     assert ("cancel", "beside") in world.events
     assert "later" not in world.started
 
@@ -264,7 +264,7 @@ def test_a_cancelled_run_has_cancelled_and_awaited_what_was_under_way() -> None:
         assert await again == {"d": "done"}
         return world
 
-    assert asyncio.run(go()).started == ["a", "b", "d"]
+    assert asyncio.run(asyncio.wait_for(go(), 20)).started == ["a", "b", "d"]
 
 
 class Hands:
