@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ from phases.evomerge.space import Choice, Genome, Space, Value
 from phases.probes import RunFiles
 
 _KEPT = FOLDER.parent / "bench-results"
-_FINALS = 4  # data of the finals over the search's
+_FINALS = 12  # data of the finals over the search's
 _TIE = 0.005  # fitness; the tolerance of the phase's claim
 _RIVALS = ("cma-es", "pymoo GA", "random search", "best parent", "uniform average")
 Vector = npt.NDArray[np.float64]
@@ -53,7 +52,8 @@ def search_figures(quick: bool) -> list[Figure]:
     """Return `search_wins` and `merge_share`."""
     run = specialists()
     seeds, budget = (2, 62) if quick else (10, 302)
-    with TemporaryDirectory() as ledger, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    ledger = str(_KEPT / "evomerge-ledger")  # entries are named by all that counts, so what is there need not be redone
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         rows = list(pool.map(partial(_contest, str(run), ledger, budget), range(seeds)))
     wins = [float(all(row["ours"] >= row[rival] - _TIE for rival in _RIVALS)) for row in rows]
     raw = {name: [row[name] for row in rows] for name in ("ours", *_RIVALS)}
@@ -130,8 +130,8 @@ class _Problem:
 def _config(budget: int) -> EvoMergeConfig:
     """Return a search whose evaluations, with those of the finals at what their data costs, are the budget's."""
     data = {"text_tokens": 1024, "streams": 8, "task_instances": 6}
-    finals = {"entrants": 7, "data": {name: _FINALS * value for name, value in data.items()}}
-    evolution = EvolutionConfig(generations=1 + (budget - 8 * _FINALS - 8) // 6, patience=None)
+    finals = {"entrants": 3, "data": {name: _FINALS * value for name, value in data.items()} | {"streams": 16}}
+    evolution = EvolutionConfig(generations=1 + (budget - 6 * _FINALS - 8) // 6, patience=None)
     return EvoMergeConfig.model_validate({"evolution": evolution, "data": data, "finals": finals})
 
 

@@ -50,7 +50,7 @@ class RaceConfig(Settings):
 class FinalsConfig(Settings):
     """Measuring the best of a search again before one of them wins."""
 
-    entrants: int = Field(default=8, ge=1, description="best candidates of the search that are measured again")
+    entrants: int = Field(default=4, ge=1, description="kinds of candidates whose best is measured again")
     data: FitnessData = Field(
         default=FitnessData(text_tokens=16_384, task_instances=64),
         description="of the validation split, behind the text that the search uses, and questions of its own",

@@ -89,6 +89,7 @@ def summary(engines: Sequence[EvoEngine]) -> dict[str, Any]:
         raise ArtifactError("every candidate was lost; the entries of the ledger say why")
     best = max(found)[2]
     return {
+        "search_fitness": max(found)[0],
         "generations": len(best.history),
         "diversity": best.history[-1].diversity,
         "history": [asdict(generation) for generation in best.history],

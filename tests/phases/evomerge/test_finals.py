@@ -1,6 +1,7 @@
 """The finals: who is in them, who wins, and what an unfinished ledger says."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -40,40 +41,53 @@ def plan(judge: Evaluator) -> SearchPlan:
 @pytest.fixture(scope="module")
 def everyone(plan: SearchPlan) -> list[Individual]:
     """Random candidates whose fitness in the search grows, each twice, and a lost one that was the best."""
-    genomes = [plan.space.sample(numpy_rng(0, "test", number)) for number in range(6)]
+    genomes = [
+        dict(plan.space.sample(numpy_rng(0, "test", number))) | {"technique": technique, "settings": "reasoning"}
+        for number, technique in enumerate(["linear", "slerp", "slerp", "linear", "ties"])
+    ]
     told = [Individual(genome, Outcome(fitness=1 + number)) for number, genome in enumerate(genomes)]
     return [*told, *told, Individual(plan.space.sample(numpy_rng(0, "lost")), Outcome(fitness=99, lost=True))]
 
 
-def test_the_best_parent_and_the_best_distinct_candidates_enter(plan: SearchPlan, everyone: list[Individual]) -> None:
-    expected = [plan.initial[0], *(everyone[number].genome for number in (5, 4, 3))]
-    assert entrants(plan, everyone) == [plan.space.expressed(genome) for genome in expected]
+def test_plain_candidates_and_the_best_of_each_kind_enter(plan: SearchPlan, everyone: list[Individual]) -> None:
+    plain = [dict(plan.initial[0]) | {"settings": name} for name in ("reasoning", "adaptive", "memory")]
+    found = entrants(plan, everyone)
+    assert found[0] == plan.space.expressed(plan.initial[0])
+    assert sorted(str(genome["settings"]) for genome in found[:3]) == ["adaptive", "memory", "reasoning"]
+    assert all(plan.space.expressed(genome) in found[:3] for genome in plain)
+    best = [plan.space.expressed(everyone[number].genome) for number in (4, 3)]
+    assert found[3:5] == best
+    assert found[5:] in (
+        [plan.space.expressed(everyone[2].genome)],
+        [],
+    )  # of another kind where other parents are merged
 
 
 def test_the_finals_decide_and_not_the_search(
-    plan: SearchPlan, judge: Evaluator, everyone: list[Individual], tmp_path: object
+    plan: SearchPlan, judge: Evaluator, everyone: list[Individual], tmp_path: Path
 ) -> None:
     ledger = Ledger(str(tmp_path))
     genomes = entrants(plan, everyone)
     best_parent = replace(plan.best_parent, perplexity=100.0)
-    for genome, perplexity in zip(genomes, (100.0, 90.0, 70.0, 80.0), strict=True):
-        ledger.put(judge.key(genome), replace(best_parent, perplexity=perplexity))
+    for number, genome in enumerate(genomes):
+        ledger.put(judge.key(genome), replace(best_parent, perplexity=70.0 if number == 1 else 100.0 - number))
     finalists = decide(plan, judge, everyone, ledger)
-    assert [finalist.genome for finalist in finalists] == [genomes[i] for i in (2, 3, 1, 0)]
+    assert finalists[0].genome == genomes[1]
     assert finalists[0].fitness == pytest.approx(0.4 * 100 / 70 + 0.6)
+    assert [finalist.fitness for finalist in finalists] == sorted((f.fitness for f in finalists), reverse=True)
+    assert finalists[-1].genome == genomes[0]
     assert finalists[-1].fitness == pytest.approx(1)
-    assert finalists[0].search_fitness == 5
 
 
 def test_a_lost_finalist_cannot_win_and_a_missing_one_is_named(
-    plan: SearchPlan, judge: Evaluator, everyone: list[Individual], tmp_path: object
+    plan: SearchPlan, judge: Evaluator, everyone: list[Individual], tmp_path: Path
 ) -> None:
     ledger = Ledger(str(tmp_path))
-    first, second, third, fourth = entrants(plan, everyone)
-    for genome in (first, second):
-        ledger.put(judge.key(genome), plan.best_parent)
-    ledger.put(judge.key(third), Lost("the machine burned"))
+    *others, last = entrants(plan, everyone)
+    ledger.put(judge.key(others[0]), plan.best_parent)
+    for genome in others[1:]:
+        ledger.put(judge.key(genome), Lost("the machine burned"))
     with pytest.raises(ArtifactError, match="finals are not finished"):
         decide(plan, judge, everyone, ledger)
-    ledger.put(judge.key(fourth), plan.best_parent)
-    assert third not in [finalist.genome for finalist in decide(plan, judge, everyone, ledger)]
+    ledger.put(judge.key(last), plan.best_parent)
+    assert [finalist.genome for finalist in decide(plan, judge, everyone, ledger)] == [others[0], last]
