@@ -19,7 +19,8 @@ import zstandard
 from phases.corpus.config import STDLIB, CorpusConfig
 from phases.errors import CorpusError
 
-BLOCK_LIMITS = (1 << 10, 1 << 20)  # bytes
+BLOCK_LIMITS = (1 << 10, 1 << 16)  # bytes; the encoding of a block takes a hundred times its size in memory
+LONGEST_LINE = 1 << 20  # bytes; a longer one is cut inside
 MANY_FILES = 200  # from here up a file goes whole into one split
 _RECORDS = (".jsonl", ".parquet", ".h5", ".hdf5")
 _SKIPPED_FOLDERS = ("site-packages", "__pycache__", ".git")
@@ -109,7 +110,7 @@ def _record(text: str) -> Document:
 
 
 def _blocks(stream: BinaryIO, block: int, key: bytes | None) -> Iterator[Document]:
-    """Cut a text at the line ends after each `block` bytes; a line longer than the largest block is cut inside."""
+    """Cut a text at the line ends after each `block` bytes; `LONGEST_LINE` at the latest."""
     while lines := _lines(stream, block):
         data = b"".join(lines)
         text = data.decode(errors="replace")
@@ -119,7 +120,7 @@ def _blocks(stream: BinaryIO, block: int, key: bytes | None) -> Iterator[Documen
 
 def _lines(stream: BinaryIO, block: int) -> list[bytes]:
     lines, size = [], 0
-    while size < block and (line := stream.readline(BLOCK_LIMITS[1])):
+    while size < block and (line := stream.readline(LONGEST_LINE)):
         lines.append(line)
         size += len(line)
     return lines
@@ -167,7 +168,10 @@ def _huggingface(config: CorpusConfig) -> Iterator[Document]:
     except ImportError as error:
         raise CorpusError(f"{config.source}: needs the datasets package: pip install 'agent-forge[hf]'") from error
     load: Callable[..., Any] = load_dataset
-    for record in load(config.source.removeprefix("hf:"), split="train", streaming=True):
-        if config.text_field not in record:
-            raise CorpusError(f"{config.source}: no column {config.text_field!r}; set corpus.text_field")
-        yield _record(record[config.text_field])
+    try:
+        for record in load(config.source.removeprefix("hf:"), split="train", streaming=True):
+            if config.text_field not in record:
+                raise ValueError(f"no column {config.text_field!r} among {list(record)}; set corpus.text_field")
+            yield _record(record[config.text_field])
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{config.source}: cannot be read ({error})") from error

@@ -89,6 +89,21 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         list(read_documents(CorpusConfig(source=str(tmp_path))))
 
 
+def test_a_dataset_by_its_name_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    pytest.importorskip("datasets")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(jsonl())
+    found = read_documents(CorpusConfig(source=f"hf:{folder}"))
+    assert sorted(document.text for document in found) == TEXTS
+    with pytest.raises(CorpusError, match="no column 'body' among"):
+        list(read_documents(CorpusConfig(source=f"hf:{folder}", text_field="body")))
+    with pytest.raises(CorpusError, match="hf:no/such: cannot be read"):
+        list(read_documents(CorpusConfig(source="hf:no/such")))
+
+
 def test_another_field_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     assert texts(tmp_path, text_field="body") == ["x"]
