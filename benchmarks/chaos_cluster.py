@@ -19,13 +19,21 @@ from ray._private.authentication.authentication_token_setup import (
     ensure_token_if_auth_enabled,
 )
 from ray.cluster_utils import Cluster
+from tenacity import Retrying, stop_after_attempt
 
 from recovery.faults import ENVIRONMENT
 
 _STORE_BYTES = 100 << 20
+_START_SECONDS = 180  # until nodes know of each other; machines may be busy
+_START_ATTEMPTS = 4
 _CPUS_PER_NODE = 2
 _NODES = 2  # besides the head, which holds no CPUs: Ray does not outlive its head
-_HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 4}
+_CONFIG = {
+    "worker_niceness": 0,  # at the default of 15 a busy machine starves them
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 5000,  # a dead raylet refuses at once; only a frozen one takes so long
+    "health_check_failure_threshold": 4,
+}
 
 
 class LocalCluster:
@@ -45,9 +53,10 @@ class LocalCluster:
         ensure_token_if_auth_enabled()
         try:
             self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
-            self._add(num_cpus=0, include_dashboard=False, _system_config=_HEALTH)
+            self._add(num_cpus=0, include_dashboard=False, _system_config=_CONFIG)
             for _ in range(_NODES):
                 self._add(num_cpus=_CPUS_PER_NODE)
+            self._cluster.wait_for_nodes(_START_SECONDS)
         except BaseException:
             self.__exit__()
             raise
@@ -117,7 +126,19 @@ class LocalCluster:
         self._starting.append(thread)
 
     def _add(self, **options: Any) -> None:
-        self._cluster.add_node(object_store_memory=_STORE_BYTES, **options)
+        """Start a node; Ray gives up after 30 s, which is short on a busy machine."""
+        for attempt in Retrying(stop=stop_after_attempt(_START_ATTEMPTS), reraise=True):
+            with attempt:
+                self._kill_strays()
+                self._cluster.add_node(wait=False, object_store_memory=_STORE_BYTES, **options)
+
+    def _kill_strays(self) -> None:
+        """Kill raylets that Ray gave up waiting for, lest they join later."""
+        known = {_raylet(node) for node in self._cluster.list_all_nodes()}
+        for pid in self.processes():
+            program = _command(Path("/proc", str(pid))).partition(" ")[0]
+            if program.endswith("/raylet") and pid not in known:
+                self.signal(pid, signal.SIGKILL)
 
     def _is_ours(self, process: Path) -> bool:
         try:
