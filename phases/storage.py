@@ -225,6 +225,11 @@ def _create_local(path: str, data: bytes, checked: bool, durable: bool) -> bool:
     folder = posixpath.dirname(path)
     made = _make_folder(folder)
     at_once = checked and _is_ordered(folder)
+    if not data and not durable:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _MODE))
+            return True
+        return False
     with _unnamed_file(path) as (descriptor, name):
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)

@@ -25,7 +25,10 @@ class FencedError(ForgeError):
 
 
 class Commits:
-    """The commits of a run's steps, under RUN/commits: a folder per step with its grants and its slots."""
+    """The commits of a run's steps, under RUN/commits: a grant and a slot per attempt, named by step and epoch.
+
+    Nothing is listed: attempts are counted from 1 without a gap, and a step has few.
+    """
 
     def __init__(self, run: str) -> None:
         self.folder = storage.join(run, "commits")
@@ -35,13 +38,11 @@ class Commits:
 
         Neither needs to survive a power failure, which no attempt at the step survives.
         """
-        names = storage.names(self._folder(step))
-        epoch = max((int(name.removesuffix(_GRANT)) for name in names if name.endswith(_GRANT)), default=0) + 1
+        epoch = 1
         while not storage.create(self._path(step, epoch, _GRANT), b"", durable=False):
             epoch += 1
         for earlier in range(1, epoch):
-            if (slot := self._path(step, earlier, _SLOT)).rpartition("/")[2] not in names:
-                storage.create(slot, _pack({"sealed": True}), checked=True, durable=False)
+            storage.create(self._path(step, earlier, _SLOT), _SEALED, checked=True, durable=False)
         return epoch
 
     def commit(self, step: str, epoch: int, result: Any, inputs: str = "") -> None:
@@ -58,24 +59,24 @@ class Commits:
 
         One that is damaged is logged and does not count: the step is to be done again.
         """
-        for name in storage.names(self._folder(step)):
-            if name.endswith(_SLOT):
-                path = storage.join(self._folder(step), name)
-                try:
-                    entry = _unpack(path, storage.read_bytes(path))
-                except ArtifactError as error:
-                    _log.warning("commit passed over: %s", error)
-                    continue
-                if "result" in entry and entry["inputs"] == inputs:
-                    return entry
+        epoch = 1
+        while storage.exists(self._path(step, epoch, _GRANT)):
+            path = self._path(step, epoch, _SLOT)
+            epoch += 1
+            if not storage.exists(path):
+                continue
+            try:
+                entry = _unpack(path, storage.read_bytes(path))
+            except ArtifactError as error:
+                _log.warning("commit passed over: %s", error)
+                continue
+            if "result" in entry and entry["inputs"] == inputs:
+                return entry
         return None
 
-    def _folder(self, step: str) -> str:
-        """Return the folder of a step; it is named by a hash, since steps are named freely."""
-        return storage.join(self.folder, hashlib.sha256(step.encode()).hexdigest()[:16])
-
     def _path(self, step: str, epoch: int, kind: str) -> str:
-        return storage.join(self._folder(step), f"{epoch:06d}{kind}")
+        """Return a path of an attempt; a hash stands for the step, since steps are named freely."""
+        return storage.join(self.folder, f"{hashlib.sha256(step.encode()).hexdigest()[:16]}-{epoch:06d}{kind}")
 
 
 def _pack(entry: dict[str, Any]) -> bytes:
@@ -97,3 +98,6 @@ def _unpack(path: str, data: bytes) -> dict[str, Any]:
 
 def _checksum(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+_SEALED = _pack({"sealed": True})

@@ -2,7 +2,7 @@
 
 An object holds the events that came together, is named by the first of them, and is put by conditional create, so that
 a number is given once even if two processes write. `append` returns when its events are durable; `note` returns at
-once, and what is noted within 20 ms shares one object and one flush. Each object holds the checksum of the one before
+once, and what is noted within 100 ms shares one object and one flush. Each object holds the checksum of the one before
 and the epoch of its writer: behind one of a newer epoch, the store has no place for a writer that was taken over.
 
 What a crash of the machine leaves is a damaged end. It is read up to there, and `recover` sets the rest aside and says
@@ -23,7 +23,7 @@ from phases.errors import ArtifactError
 from recovery.commits import FencedError
 
 VERSION = 2  # 1 had one event per object and no epochs
-GROUP_SECONDS = 0.02
+GROUP_SECONDS = 0.1  # each group costs a flush, which those who wait for one of their own wait for, too
 LOSS = "journal_damaged"
 _ASIDE = ".damaged-"
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Journal:
                 raise
 
     def note(self, kind: str, **data: Any) -> None:
-        """Put an event within 20 ms, together with others. Raises what the last such group failed with."""
+        """Put an event within 100 ms, together with others. Raises what the last such group failed with."""
         with self._noting:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
