@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -17,17 +16,8 @@ from phases.bitnet.ternary import Layout, ternarise
 from phases.bitnet.titan import matrix_names
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
-from phases.settings import Settings
 
 GRID = tuple(0.3 + 0.05 * step for step in range(15))  # of the mean |w|; 0.5 is absmean's and 0.7 that of TWN
-
-
-class CalibrationConfig(Settings):
-    """How much data thresholds are chosen on."""
-
-    samples: int = Field(default=100, ge=100, le=10_000, description="rows of tokens (documented: 100)")
-    seq_len: int = Field(default=128, ge=8, description="tokens per sample")
-    batch_size: int = Field(default=20, ge=1, description="samples read at once")
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
+from phases.bitnet.config import HeldOutConfig
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.cognate.titan import TinyTitan
 from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
-from phases.settings import Settings
 
 Tokens = npt.NDArray[np.int64]
-
-
-class HeldOutConfig(Settings):
-    """How much text quality is measured on."""
-
-    tokens: int = Field(default=16_384, ge=64)
-    streams: int = Field(default=16, ge=1)
 
 
 def streams(corpus: Corpus, split: str, config: HeldOutConfig) -> Tokens:

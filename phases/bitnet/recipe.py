@@ -10,43 +10,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.config import QuantisationConfig, RecipeConfig
 from phases.bitnet.distill import Distillation
 from phases.bitnet.titan import BitTitan, Thresholds, to_bitnet
 from phases.cognate.titan import TinyTitan
-from phases.settings import Settings
 from phases.training.config import TrainingConfig
 from phases.training.loop import StepReport, train
 from phases.training.state import TrainState
 
 Batches = Callable[[int], Tensor]
-
-
-class RecipeConfig(Settings):
-    """The run. `first` and `second` share the steps; the second starts at a lower rate and does not decay weights."""
-
-    training: TrainingConfig = Field(
-        default=TrainingConfig(steps=100, batch_size=8, learning_rate=4e-3, warmup_steps=10, final_learning_rate=0.0),
-        description="of both stages together; its learning rate is the first's peak",
-    )
-    second_stage: float = Field(default=0.5, ge=0, le=1, description="share of the steps; 0 has one stage only")
-    drop: float = Field(
-        default=0.5, gt=0, le=1, description="of the peak, where the first stage ends and the second begins"
-    )
-    distillation: float = Field(default=0.9, ge=0, le=1, description="share of the teacher in the loss")
-
-    def stages(self, learning_rate: float | None = None) -> tuple[TrainingConfig, ...]:
-        """Return the configuration of each stage."""
-        whole = self.training.model_copy(update={"learning_rate": learning_rate or self.training.learning_rate})
-        second = round(whole.steps * self.second_stage)
-        if not second:
-            return (whole,)
-        peak, ends = whole.learning_rate, {"learning_rate": whole.learning_rate * self.drop, "weight_decay": 0.0}
-        first = whole.model_copy(update={"steps": whole.steps - second, "final_learning_rate": self.drop})
-        return first.model_copy(update={"learning_rate": peak}), whole.model_copy(update={"steps": second} | ends)
 
 
 @dataclass(frozen=True)

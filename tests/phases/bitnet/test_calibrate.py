@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from phases.bitnet.calibrate import CalibrationConfig, Statistics, collect, thresholds
-from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.calibrate import Statistics, collect, thresholds
+from phases.bitnet.config import CalibrationConfig, QuantisationConfig
 from phases.bitnet.ternary import ternarise
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.titan import TinyTitan

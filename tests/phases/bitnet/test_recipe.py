@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from phases.bitnet.config import QuantisationConfig
-from phases.bitnet.recipe import Lesson, RecipeConfig, control, quantise, sweep
+from phases.bitnet.config import QuantisationConfig, RecipeConfig
+from phases.bitnet.recipe import Lesson, control, quantise, sweep
 from phases.cognate.titan import TinyTitan
 from phases.training.config import TrainingConfig
 from phases.training.state import TrainState

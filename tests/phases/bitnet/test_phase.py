@@ -1,0 +1,110 @@
+"""Phase 4 on a tiny run: files, claims that can be measured again, what it hands on, and repeated calls."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from phases import modeldir, rundir, storage
+from phases.bitnet.config import BitNetConfig, CalibrationConfig, HeldOutConfig, QuantisationConfig, RecipeConfig
+from phases.bitnet.onnx_runtime import OnnxModel
+from phases.bitnet.phase import ARCHIVE, FOLDER, ONNX, STATISTICS, finish, jobs, train
+from phases.bitnet.titan import to_bitnet
+from phases.cognate.loading import load_model, model_config
+from phases.contract import ModelRef
+from phases.corpus.config import CorpusConfig
+from phases.corpus.prepare import prepare
+from phases.errors import ArtifactError
+from phases.probes import RunFiles, measure
+from phases.training.config import TrainingConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import small
+
+pytestmark = pytest.mark.slow
+CONFIG = BitNetConfig(
+    quantisation=QuantisationConfig(calibrated=True),
+    calibration=CalibrationConfig(samples=100, seq_len=40, batch_size=50),
+    recipe=RecipeConfig(training=TrainingConfig(steps=20, batch_size=4, seq_len=48, learning_rate=1e-2)),
+    learning_rates=(1e-2,),
+    control_learning_rates=(1e-2,),
+    held_out=HeldOutConfig(tokens=400, streams=4),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a run with a corpus of counting rhymes and nothing else."""
+    folder = tmp_path_factory.mktemp("run")
+    source = folder / "texts"
+    source.mkdir()
+    for number in range(120):
+        words = " ".join(f"{word} {number}" for word in ("one", "two", "three", "four", "five", "six") * 4)
+        (source / f"{number}.txt").write_text(f"{words}\n")
+    config = CorpusConfig(source=str(source), vocab_size=300)
+    prepare(config, seed=0, folder=folder / rundir.CORPUS, progress=lambda *_: None)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def parent(run: str) -> ModelRef:
+    """Return a parent with random weights."""
+    model = small()
+    tokenizer = storage.read_bytes(storage.join(run, rundir.CORPUS, "tokenizer.json")).decode()
+    lineage = modeldir.Lineage(phase="cognate", seed=0)
+    out = storage.join(run, "parent")
+    config = model_config(model.config)
+    ref = modeldir.save_model(out, tensors=model.state_dict(), config=config, tokenizer=tokenizer, lineage=lineage)
+    return ref.model_copy(update={"uri": "parent"})
+
+
+def do(run: str, parent: ModelRef) -> None:
+    for job in jobs(parent, CONFIG):
+        train(job, run, CONFIG, 1, state=None, save=lambda state: None, on_step=lambda report: None)
+
+
+def test_finish_names_the_job_that_is_missing(run: str, parent: ModelRef) -> None:
+    with pytest.raises(ArtifactError, match="has not been run"):
+        finish(RunFiles(run), parent, CONFIG, 1, datetime.now(UTC))
+
+
+def test_phase_hands_on_what_the_file_holds(run: str, parent: ModelRef) -> None:
+    do(run, parent)
+    files = RunFiles(run)
+    result = finish(files, parent, CONFIG, 1, datetime.now(UTC))
+    assert [storage.exists(files.path(f"{FOLDER}/{name}")) for name in (ONNX, ARCHIVE, STATISTICS)] == [True] * 3
+    for made in result.claims:
+        assert measure(RunFiles(run), made.probe).value == pytest.approx(made.value, abs=made.tolerance + 1e-12)
+    names = ("original_size_mb", "compressed_size_mb", "compression_ratio", "accuracy_retention", "memory_reduction")
+    assert all(result.metrics[f"bitnet/{name}"] > 0 for name in names)
+    assert result.model is not None
+    handed = load_model(files.path(result.model.uri), result.model.sha256).model
+    assert torch.equal(handed.blocks[0].qkv.weight.unique().sign().unique(), torch.tensor([-1.0, 0.0, 1.0]))
+    latent = load_model(files.path(result.models["latent"].uri)).model
+    assert len(latent.blocks[0].qkv.weight.unique()) > 1000
+
+
+def test_what_is_handed_on_stays_the_same_when_quantised_again(run: str, parent: ModelRef) -> None:
+    do(run, parent)
+    result = finish(RunFiles(run), parent, CONFIG, 1, datetime.now(UTC))
+    assert result.model is not None
+    handed = load_model(storage.join(run, result.model.uri)).model
+    again = to_bitnet(handed, CONFIG.quantisation.model_copy(update={"calibrated": False})).quantised()
+    for name, matrix in again.items():
+        assert torch.equal(matrix.dequantise(), handed.state_dict()[name]), name
+    ids = [20, 30, 40]
+    stream = OnnxModel(Path(run) / FOLDER / ONNX).stream()
+    model = to_bitnet(handed, QuantisationConfig()).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0][0]
+    torch.testing.assert_close(torch.from_numpy(stream.read(ids).logits), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_finished_job_is_not_run_again(run: str, parent: ModelRef) -> None:
+    do(run, parent)
+    steps = list[object]()
+    for job in jobs(parent, CONFIG):
+        train(job, run, CONFIG, 1, state=None, save=lambda state: None, on_step=steps.append)
+    assert steps == []
