@@ -90,13 +90,15 @@ class Thinker(nn.Module):
         """Return the outputs of embedded chain tokens, both (B, M, A, D)."""
         return window.read(self.model, embedded)
 
-    def observe(self, rows: Tensor, source: Source | None = None) -> Observed:
+    def observe(self, rows: Tensor, source: Source | None = None, config: ThoughtConfig | None = None) -> Observed:
         """Read `rows` (B, T + 1), inputs and targets shifted by one, and think at the places that the config chooses.
 
-        There is no place behind the last input, since thoughts are judged by what follows.
+        There is no place behind the last input, since thoughts are judged by what follows. `source` and `config` stand
+        in for the thinker's own.
         """
+        config, source = config or self.config, source or self.source
         segments, thoughts = list[Segment](), list[_Thought]()
-        watched = WatchedWindow(self.model.config.n_layers - 1) if self.config.injection == "attention" else None
+        watched = WatchedWindow(self.model.config.n_layers - 1) if config.injection == "attention" else None
         last: Tensor | None = None
         for segment in self.model.segments(rows, watched):
             segments.append(segment)
@@ -105,12 +107,12 @@ class Thinker(nn.Module):
             ahead = outputs if last is None else torch.cat([last, outputs], dim=1)
             first, last = segment.start - ahead.shape[1] + outputs.shape[1], outputs[:, -1:]
             if ahead.shape[1] > 1:
-                thoughts.append(self._think(rows, segment, first, ahead[:, :-1], source))
+                thoughts.append(self._think(rows, segment, first, ahead[:, :-1], source, config))
         if not thoughts:
             raise ConfigError.of("rows", tuple(rows.shape), "too short to think in", "give at least three tokens")
         base = torch.cat([segment.outputs for segment in segments], dim=1)
         nll = torch.cat([at_step(segment.losses, segment.ran.steps) for segment in segments], dim=1)
-        return self._mixed(rows, segments, base, nll, _Thought.together(thoughts))
+        return self._mixed(segments, base, nll, _Thought.together(thoughts))
 
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the training loss of `rows` (B, T + 1) and metrics.
@@ -123,7 +125,7 @@ class Thinker(nn.Module):
         exist = seen.exist.unsqueeze(2).expand_as(seen.weight)
         count = exist.sum().clamp_min(1)
         likelihood, nll = self.nll(seen, exist / count)
-        base = self._base(seen.base_nll.unsqueeze(-1), seen.positions)[..., 0]  # (B, P, A)
+        base = _at_places(seen.base_nll.unsqueeze(-1), seen.positions, exist.shape[3])[..., 0]  # (B, P, A)
         rewards = ((base.unsqueeze(2) - nll) * exist).sum(-1)  # (B, P, G)
         total = learning.base_weight * text_loss + likelihood
         metrics = metrics | {
@@ -160,12 +162,14 @@ class Thinker(nn.Module):
         within = torch.arange(seen.tokens.shape[3], device=tokens.device) < seen.lengths[:, :, None, None]
         return (found.view_as(seen.tokens) * within).sum(-1)
 
-    def _think(self, rows: Tensor, segment: Segment, first: int, ahead: Tensor, source: Source | None) -> "_Thought":
+    def _think(
+        self, rows: Tensor, segment: Segment, first: int, ahead: Tensor, source: Source, config: ThoughtConfig
+    ) -> "_Thought":
         """Think at places of a segment and read on in the text. `ahead` (B, C, D) are the outputs from `first` on.
 
         Where attention is watched they have its width as one more column.
         """
-        config, head = self.config, self.head_weight
+        head = self.head_weight
         outputs, scores = ahead[..., : head.shape[1]].detach(), ahead[..., -1].detach()
         if config.injection in ("entropy", "matched"):
             scores = entropies(outputs, head)
@@ -176,7 +180,7 @@ class Thinker(nn.Module):
             lengths = lengths_for(entropies(chosen, head), config.min_length, config.length, len(head))
         stage = Stage.of_segment(segment, self.model.config.segment_len)
         everyone = positions.repeat_interleave(config.parallel, dim=1)  # (B, M)
-        tokens = (source or self.source)(self, stage, everyone, config.length)
+        tokens = source(self, stage, everyone, config.length)
         coming, exist = coming_text(rows, everyone, config.lookahead)
         each = lengths.repeat_interleave(config.parallel, dim=1)
         chain = assemble(tokens, each, coming)
@@ -192,10 +196,8 @@ class Thinker(nn.Module):
             exist.unflatten(1, groups)[:, :, 0],
         )
 
-    def _mixed(
-        self, rows: Tensor, segments: Sequence[Segment], base: Tensor, nll: Tensor, thought: "_Thought"
-    ) -> Observed:
-        before = self._base(base, thought.positions).unsqueeze(2).expand_as(thought.talk)
+    def _mixed(self, segments: Sequence[Segment], base: Tensor, nll: Tensor, thought: "_Thought") -> Observed:
+        before = _at_places(base, thought.positions, thought.talk.shape[3]).unsqueeze(2).expand_as(thought.talk)
         weight = self.mixing(before, thought.talk)
         return Observed(
             segments=segments,
@@ -210,13 +212,6 @@ class Thinker(nn.Module):
             targets=thought.coming,
             exist=thought.exist,
         )
-
-    def _base(self, values: Tensor, positions: Tensor) -> Tensor:
-        """Return what `values` (B, T, X) has at each place and the lookahead behind it, (B, P, A, X)."""
-        places = positions.unsqueeze(-1) + torch.arange(self.config.lookahead, device=positions.device)
-        index = places.clamp_max(values.shape[1] - 1).flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[2])
-        found: Tensor = values.gather(1, index).unflatten(1, places.shape[1:])
-        return found
 
 
 @dataclass(frozen=True)
@@ -236,3 +231,11 @@ class _Thought:
         """Return the thoughts of all segments."""
         names = _Thought.__dataclass_fields__
         return _Thought(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
+
+
+def _at_places(values: Tensor, positions: Tensor, lookahead: int) -> Tensor:
+    """Return what `values` (B, T, X) has at `positions` (B, P) and the lookahead behind them, (B, P, A, X)."""
+    places = positions.unsqueeze(-1) + torch.arange(lookahead, device=positions.device)
+    index = places.clamp_max(values.shape[1] - 1).flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[2])
+    found: Tensor = values.gather(1, index).unflatten(1, places.shape[1:])
+    return found
