@@ -51,6 +51,9 @@ class FinalsConfig(Settings):
     """Measuring the best of a search again before one of them wins."""
 
     entrants: int = Field(default=4, ge=1, description="kinds of candidates whose best is measured again")
+    margin: float = Field(
+        default=0.005, ge=0, description="fitness by which a merge has to beat the plain candidates; about its noise"
+    )
     data: FitnessData = Field(
         default=FitnessData(text_tokens=16_384, task_instances=64),
         description="of the validation split, behind the text that the search uses, and questions of its own",
