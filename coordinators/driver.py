@@ -27,6 +27,7 @@ from recovery.journal import Journal
 from recovery.lease import Lease
 
 _POLL_SECONDS = 0.5
+_SILENCE_SECONDS = 30.0  # of the pipeline's actor, until it is given up
 
 
 def start_run(config: PipelineConfig, run: str, *, plain: bool = False) -> PhaseResult:
@@ -111,21 +112,29 @@ def _follow(pipeline: Any, lease: Lease, listeners: list[Callable[[dict[str, Any
     """
     pending = pipeline.run.remote()
     done: list[Any] = []
+    answered = False  # until then, it may be starting
     while not done:
         done, _ = ray.wait([pending], timeout=_POLL_SECONDS)
         lease.check()
-        for event in _events(pipeline):
+        events = _events(pipeline)
+        if events is None and answered:
+            ray.kill(pipeline)  # it is frozen, which Ray never notices: `pending` fails, and the next one takes over
+        answered = answered or events is not None
+        for event in events or ():
             for listener in listeners:
                 listener(event)
     result: PhaseResult = ray.get(pending)
     return result
 
 
-def _events(pipeline: Any) -> list[dict[str, Any]]:
+def _events(pipeline: Any) -> list[dict[str, Any]] | None:
+    """Return what happened since the last call, None where there is no answer in time."""
     try:
-        events: list[dict[str, Any]] = ray.get(pipeline.events.remote(), timeout=30)
-    except (RayError, TimeoutError):
-        return []  # the coordinator is gone or busy; `pending` tells which
+        events: list[dict[str, Any]] = ray.get(pipeline.events.remote(), timeout=_SILENCE_SECONDS)
+    except TimeoutError:
+        return None
+    except RayError:
+        return []  # the coordinator is gone; `pending` tells how
     return events
 
 
