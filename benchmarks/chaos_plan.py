@@ -38,6 +38,7 @@ SAME_BYTES: tuple[Wish, ...] = (
     (Kind.TORN, at("write", step=r"checkpoints/|models/")),
     (Kind.LOST_OBJECT, at("progress", "measure", step=r"train \w+/[1-9]|^\w+$")),
     (Kind.KILL, _COORDINATOR),
+    (Kind.STOP, _COORDINATOR),
     (Kind.REMOVE_NODE, _ON_A_NODE),
     (Kind.KILL, at("evaluator.send")),
     (Kind.TRANSIENT, at("attempt", "attempted")),
@@ -92,7 +93,7 @@ def strategy(fault: Fault) -> str:
     """Return what is expected to recover from a fault that does not stop the run."""
     if fault.point.hook == "measure":
         return "evaluator replaced"
-    if fault.kind is Kind.KILL and _COORDINATOR(fault.point):
+    if fault.kind in (Kind.KILL, Kind.STOP) and _COORDINATOR(fault.point):
         return "pipeline restart"
     return _BY_KIND.get(fault.kind, "restart")
 
