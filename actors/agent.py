@@ -67,6 +67,7 @@ class Agent:
     def __init__(self, run: str, phase: str, name: str) -> None:
         self.run_uri, self.phase, self.name = run, phase, name
         self.attempt = Attempt()
+        self._commits = Commits(run)
         self._progress = Progress()
         self._started = time.monotonic()
 
@@ -81,7 +82,7 @@ class Agent:
         worked_on = input_hash(arguments)
         report = await asyncio.to_thread(getattr(self, task.method), task.id, **arguments)
         hook("task.worked", self.phase, task.id)
-        Commits(self.run_uri).commit(f"{self.phase}/{task.id}", attempt.epoch, self.name, worked_on)
+        self._commits.commit(f"{self.phase}/{task.id}", attempt.epoch, self.name, worked_on)
         hook("task.committed", self.phase, task.id)
         return report
 

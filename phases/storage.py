@@ -8,6 +8,7 @@ for the bytes and one for the name; on filesystems that commit both together (ex
 can tell whether what they read is whole.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,13 +28,15 @@ from fsspec.implementations.local import LocalFileSystem
 from phases.errors import ArtifactError
 
 _ORDERED = ("ext4", "xfs")  # there, flushing a file also commits its names and the folders that they are in
+_APPENDING = (*_ORDERED, "tmpfs")  # there, what several processes append is whole, and in one order for all
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
+_LOCAL = LocalFileSystem()
 _MODE = 0o666  # less the umask, as `open` does
 
 
 def _resolve(uri: str) -> tuple[AbstractFileSystem, str]:
     if ":" not in uri:  # a plain path, as most are; the general way takes several times as long as a small write
-        return LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        return _LOCAL, os.path.abspath(os.path.expanduser(uri))
     fs, path = fsspec.core.url_to_fs(uri)
     return fs, path
 
@@ -105,6 +108,41 @@ def create(uri: str, data: bytes, *, checked: bool = False, durable: bool = True
     except FileExistsError:
         return False
     return True
+
+
+def appends_in_order(uri: str) -> bool:
+    """Say whether what processes append to a file below `uri` is kept whole and in one order: on disks of this host."""
+    fs, path = _resolve(uri)
+    while isinstance(fs, LocalFileSystem) and not os.path.exists(path):
+        path = posixpath.dirname(path)
+    return isinstance(fs, LocalFileSystem) and _filesystem(os.stat(path).st_dev) in _APPENDING
+
+
+def append(uri: str, data: bytes, *, durable: bool = True) -> None:
+    """Append to a file where `appends_in_order`, in one piece; durable in one flush, with all that was before it."""
+    path = _resolve(uri)[1]
+    try:
+        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _MODE)
+    except FileNotFoundError:
+        _make_folder(posixpath.dirname(path))
+        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _MODE)
+    try:
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        if durable:
+            os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_from(uri: str, offset: int) -> bytes:
+    """Return a local file's content behind `offset`; nothing where there is no file."""
+    try:
+        with open(_resolve(uri)[1], "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def sync(uri: str) -> None:

@@ -1,20 +1,26 @@
 """Who may commit a step: epochs, fenced by the store.
 
 Two incarnations of an actor can run at once, and a paused one cannot be trusted to notice that it has been replaced.
-So each attempt at a step gets an epoch with a slot of its own, and a slot is filled once, by a conditional create: with
-the result, by the attempt that holds the epoch, or with a seal, by whoever starts the next attempt. The commit of a
-sealed attempt is refused by the store, however late it comes and whatever the attempt believes.
+So each attempt at a step gets an epoch, and the store decides whether its commit counts, however late it comes and
+whatever the attempt believes. Epochs are a step's, whatever it works on; a result is one of certain inputs, and is not
+taken for that of others.
 
-Epochs are a step's, whatever it works on; a result is one of certain inputs, and is not taken for that of others.
+In a store of objects, an attempt has a slot that is filled once, by a conditional create: with the result, or with a
+seal, by whoever starts the next attempt. On a local disk a new file costs twice what an append does, so there all is
+in one file, in the order in which the kernel appended it: a commit counts if no later attempt begins before it.
 """
 
 import hashlib
 import json
 import logging
+import os
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from phases import storage
-from phases.errors import ArtifactError, ForgeError
+from phases.errors import ConfigError, ForgeError
 
 _GRANT, _SLOT = ".granted", ".json"
 _log = logging.getLogger(__name__)
@@ -25,33 +31,29 @@ class FencedError(ForgeError):
 
 
 class Commits:
-    """The commits of a run's steps, under RUN/commits: a grant and a slot per attempt, named by step and epoch.
-
-    Nothing is listed: attempts are counted from 1 without a gap, and a step has few.
-    """
+    """The commits of a run's steps. Several may be open at once, in threads, processes and hosts."""
 
     def __init__(self, run: str) -> None:
-        self.folder = storage.join(run, "commits")
+        slots, log = storage.join(run, "commits"), storage.join(run, "commits.log")
+        self._store: _Slots | _Log = _Slots(slots)
+        if storage.appends_in_order(run) and not storage.exists(slots):
+            self._store = _Log(log)
+        elif storage.exists(log):
+            raise ConfigError.of("--run-dir", run, "was used on the disk of another host", "resume the run there")
 
     def begin(self, step: str) -> int:
-        """Grant the next epoch of a step, counted from 1, and seal all earlier ones that have not committed.
+        """Grant the next epoch of a step, counted from 1; no earlier one that has not committed can do so any more.
 
-        Neither needs to survive a power failure, which no attempt at the step survives.
+        This needs not survive a power failure, which no attempt at the step survives.
         """
-        epoch = 1
-        while not storage.create(self._path(step, epoch, _GRANT), b"", durable=False):
-            epoch += 1
-        for earlier in range(1, epoch):
-            storage.create(self._path(step, earlier, _SLOT), _SEALED, checked=True, durable=False)
-        return epoch
+        return self._store.begin(step)
 
     def commit(self, step: str, epoch: int, result: Any, inputs: str = "") -> None:
         """Record the JSON-able `result` of a step for `inputs` (their hash), in one flush of the disk.
 
-        Raises `FencedError` where the epoch is sealed or committed.
+        Raises `FencedError` where a later epoch has begun, or this one is committed.
         """
-        entry = {"step": step, "epoch": epoch, "inputs": inputs, "result": result}
-        if not storage.create(self._path(step, epoch, _SLOT), _pack(entry), checked=True):
+        if not self._store.commit({"step": step, "epoch": epoch, "inputs": inputs, "result": result}):
             raise FencedError(f"{step}: epoch {epoch} has been given up; its result is not taken")
 
     def committed(self, step: str, inputs: str = "") -> dict[str, Any] | None:
@@ -59,45 +61,118 @@ class Commits:
 
         One that is damaged is logged and does not count: the step is to be done again.
         """
+        found = (entry for entry in self._store.commits(step) if entry["inputs"] == inputs)
+        return next(found, None)
+
+
+class _Slots:
+    """A grant and a slot per attempt, named by step and epoch.
+
+    Nothing is listed: attempts are counted from 1 without a gap, and a step has few.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def begin(self, step: str) -> int:
+        epoch = 1
+        while not storage.create(self._path(step, epoch, _GRANT), b"", durable=False):
+            epoch += 1
+        for earlier in range(1, epoch):
+            storage.create(self._path(step, earlier, _SLOT), _SEALED, checked=True, durable=False)
+        return epoch
+
+    def commit(self, entry: dict[str, Any]) -> bool:
+        return storage.create(self._path(entry["step"], entry["epoch"], _SLOT), _pack(entry), checked=True)
+
+    def commits(self, step: str) -> Iterator[dict[str, Any]]:
         epoch = 1
         while storage.exists(self._path(step, epoch, _GRANT)):
             path = self._path(step, epoch, _SLOT)
-            epoch += 1
-            if not storage.exists(path):
-                continue
-            try:
+            if storage.exists(path):
                 entry = _unpack(path, storage.read_bytes(path))
-            except ArtifactError as error:
-                _log.warning("commit passed over: %s", error)
-                continue
-            if "result" in entry and entry["inputs"] == inputs:
-                return entry
-        return None
+                if entry is not None and "result" in entry:
+                    yield entry
+            epoch += 1
 
     def _path(self, step: str, epoch: int, kind: str) -> str:
         """Return a path of an attempt; a hash stands for the step, since steps are named freely."""
         return storage.join(self.folder, f"{hashlib.sha256(step.encode()).hexdigest()[:16]}-{epoch:06d}{kind}")
 
 
+class _Log:
+    """A line per grant and commit, with a name of its own by which its writer knows it again.
+
+    A line begins and ends with a line break, so that a torn one before it does no harm.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._read = 0
+        self._granted = Counter[str]()
+        self._epochs: dict[str, int] = {}  # of the grants of this process, by name
+        self._commits: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+
+    def begin(self, step: str) -> int:
+        name = os.urandom(8).hex()
+        self._epochs[name] = 0
+        storage.append(self.path, b"\n" + _pack({"step": step, "name": name}), durable=False)
+        self._catch_up()
+        return self._epochs.pop(name)
+
+    def commit(self, entry: dict[str, Any]) -> bool:
+        entry = entry | {"name": os.urandom(8).hex()}
+        if not self._counts(entry):
+            return False
+        storage.append(self.path, b"\n" + _pack(entry))
+        self._catch_up()  # what others have appended meanwhile stands before it
+        taken = self._commits[entry["step"]].get(entry["epoch"])
+        return taken is not None and bool(taken["name"] == entry["name"])
+
+    def commits(self, step: str) -> Iterator[dict[str, Any]]:
+        self._catch_up()
+        with self._lock:
+            return iter([entry for _, entry in sorted(self._commits[step].items())])
+
+    def _counts(self, entry: dict[str, Any]) -> bool:
+        step, epoch = entry["step"], entry["epoch"]
+        return self._granted[step] == epoch and epoch not in self._commits[step]
+
+    def _catch_up(self) -> None:
+        """Read what was appended since the last time, up to the last whole line."""
+        with self._lock:
+            data = storage.read_from(self.path, self._read)
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read += len(whole)
+            for line in filter(None, whole.split(b"\n")):
+                if (entry := _unpack(self.path, line)) is not None:
+                    self._apply(entry)
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        step = entry["step"]
+        if "result" not in entry:
+            self._granted[step] += 1
+            if entry["name"] in self._epochs:
+                self._epochs[entry["name"]] = self._granted[step]
+        elif self._counts(entry):
+            self._commits[step][entry["epoch"]] = entry
+
+
 def _pack(entry: dict[str, Any]) -> bytes:
-    entry = json.loads(json.dumps(entry))  # as it will be read
-    return json.dumps(entry | {"checksum": _checksum(entry)}).encode()
+    """Return a line: a checksum, and the entry as JSON."""
+    content = json.dumps(entry).encode()
+    return hashlib.sha256(content).hexdigest()[:16].encode() + b" " + content + b"\n"
 
 
-def _unpack(path: str, data: bytes) -> dict[str, Any]:
-    """Return an entry. Raises `ArtifactError` naming a file that is not a whole one."""
-    try:
-        entry: dict[str, Any] = json.loads(data)
-        checksum = entry.pop("checksum")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: torn or not a commit ({error!r})") from error
-    if checksum != _checksum(entry):
-        raise ArtifactError(f"{path}: altered since it was written")
+def _unpack(path: str, line: bytes) -> dict[str, Any] | None:
+    """Return an entry, None (and a warning) where the line is not whole."""
+    checksum, _, content = line.rstrip(b"\n").partition(b" ")
+    if hashlib.sha256(content).hexdigest()[:16].encode() != checksum:
+        _log.warning("commit passed over: %s holds one that is torn, or altered since it was written", path)
+        return None
+    entry: dict[str, Any] = json.loads(content)
     return entry
-
-
-def _checksum(entry: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 _SEALED = _pack({"sealed": True})
