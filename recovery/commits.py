@@ -124,6 +124,8 @@ class _Log:
     def commit(self, entry: dict[str, Any]) -> bool:
         entry = entry | {"name": os.urandom(8).hex()}
         if not self._counts(entry):
+            self._catch_up()  # its epoch was granted in another process
+        if not self._counts(entry):
             return False
         storage.append(self.path, b"\n" + _pack(entry))
         self._catch_up()  # what others have appended meanwhile stands before it

@@ -133,6 +133,11 @@ def pausing(original: Callable[..., Any], meanwhile: Callable[[], object]) -> Ca
     return operate
 
 
+def test_who_did_not_grant_an_epoch_may_commit_it(places: str) -> None:
+    Commits(places).commit("s", Commits(places).begin("s"), "by another")
+    assert result(Commits(places)) == "by another"
+
+
 def attempt(run: str, steps: int, start: Any, accepted: Any) -> None:
     commits, mine = Commits(run), []
     start.wait()
