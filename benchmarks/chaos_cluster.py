@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import ray
+from ray._common.utils import get_ray_address_file
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
     ensure_token_if_auth_enabled,
@@ -44,6 +46,7 @@ class LocalCluster:
         self._folder = str(folder)
         self._starting = list[threading.Thread]()
         self._cluster: Any = None
+        self._address = ""
 
     def __enter__(self) -> Self:
         os.environ[ENVIRONMENT] = self._folder
@@ -54,6 +57,7 @@ class LocalCluster:
         try:
             self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
             self._add(num_cpus=0, include_dashboard=False, _system_config=_CONFIG)
+            self._address = str(self._cluster.address)
             for _ in range(_NODES):
                 self._add(num_cpus=_CPUS_PER_NODE)
             self._cluster.wait_for_nodes(_START_SECONDS)
@@ -75,14 +79,18 @@ class LocalCluster:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {left} do not die")
             time.sleep(0.1)
-        for node in self._cluster.list_all_nodes() if self._cluster else ():
+        if self._cluster is None:
+            return
+        if ray._private.utils.read_ray_address() == self._address:
+            os.unlink(get_ray_address_file(None))  # lest somebody else look for it
+        for node in self._cluster.list_all_nodes():
             for process in (info.process for infos in node.all_processes.values() for info in infos):
                 process.wait(10)  # it is dead: nothing stays behind as a zombie
 
     @property
     def address(self) -> str:
         """What a driver joins by."""
-        return str(self._cluster.address)
+        return self._address
 
     def processes(self, named: str = "") -> Iterator[int]:
         """Yield the processes of this cluster and its drivers that are alive, by how their command line begins."""
