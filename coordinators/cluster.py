@@ -21,7 +21,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from coordinators.config import RaySettings
-from phases.errors import ConfigError
+from phases.errors import ConfigError, ForgeError
 from phases.version import code_version
 
 JOIN_SECONDS = 90.0
@@ -49,13 +49,7 @@ def connected(settings: RaySettings) -> Iterator[str | None]:
     if found is not None:
         _join(found)
     else:
-        ray.init(
-            address="local",
-            object_store_memory=settings.object_store_mb << 20,
-            include_dashboard=settings.dashboard,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        _start(settings)
     try:
         yield found
     finally:
@@ -76,6 +70,22 @@ def _join(address: str) -> None:
     """Connect, with the token where there is one; Ray looks for it only where the address is `auto`."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _start(settings: RaySettings) -> None:
+    """Start Ray on this machine. Raises `ForgeError` where it does not come up, e.g. since the machine is too busy."""
+    try:
+        ray.init(
+            address="local",
+            object_store_memory=settings.object_store_mb << 20,
+            include_dashboard=settings.dashboard,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray raises a bare one
+        ray.shutdown()
+        fix = "free CPU, memory or /dev/shm, then forge resume"
+        raise ForgeError(f"Ray did not start on this machine ({_innermost(error)}); {fix}") from error
 
 
 def _chosen(address: str | None) -> tuple[str, str | None]:

@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from coordinators import cluster
-from coordinators.cluster import check_address
-from coordinators.config import load_config
+from coordinators.cluster import check_address, connected
+from coordinators.config import RaySettings, load_config
 from coordinators.driver import start_run
-from phases.errors import ConfigError
+from phases.errors import ConfigError, ForgeError
 
 FOREIGN = """
 import sys
@@ -77,6 +77,20 @@ def test_something_else_that_listens_there_is_given_up_at_the_deadline(monkeypat
         mute.listen()
         with pytest.raises(ConfigError, match="no Ray cluster that can run this answers there within 3 s"):
             check_address(f"127.0.0.1:{mute.getsockname()[1]}")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_ray_that_does_not_start_is_an_error_that_names_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with (
+        pytest.raises(ForgeError, match=r"did not start.*timed out during startup.*forge resume"),
+        connected(RaySettings()),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -219,6 +220,23 @@ def test_a_moment_without_a_readable_file_does_not_end_a_watch(run: str) -> None
     storage.remove(config)
     with pytest.raises(ArtifactError):
         watch(run, shown.append, sleep=lambda _: None)
+
+
+@pytest.mark.slow
+def test_a_watch_ends_quietly_at_ctrl_c_and_prints_json_lines_if_asked(run: str) -> None:
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, str(root / "forge.py"), "status", run, "--watch", "--json"]
+    with Lease(run):
+        watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+        assert watcher.stdout is not None
+        lines = [watcher.stdout.readline() for _ in range(2)]
+        watcher.send_signal(signal.SIGINT)
+        _, errors = watcher.communicate(timeout=60)
+    assert errors == ""
+    looks = [json.loads(line) for line in lines]
+    assert looks[0]["live"]
+    assert looks[1]["time"] > looks[0]["time"]
+    assert watcher.returncode == 0
 
 
 def test_alerts_are_told_where_the_run_is_shown() -> None:
