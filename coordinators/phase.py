@@ -27,7 +27,7 @@ from coordinators.schedule import Repeat, Scheduler, SchedulingSettings, awaited
 from phases.errors import ConfigError, ForgeError
 from recovery.circuit_breaker import Breakers, BreakerState, CircuitBreaker, Transition
 from recovery.classify import Classifier, ErrorClass
-from recovery.commits import Commits
+from recovery.commits import Commits, FencedError
 from recovery.faults import hook
 from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
 from recovery.supervision import Pulse, SupervisionSettings
@@ -141,6 +141,8 @@ class PhaseCoordinator:
             started = time.monotonic()
             try:
                 return await self._guarded(given, factor)
+            except FencedError:
+                raise  # somebody else does it now: nothing here is to be recovered, or told in the journal
             except (RayError, ForgeError, OSError) as error:
                 decision = self._decide(task, error, time.monotonic() - started)
                 if decision.strategy is Strategy.ESCALATE:
