@@ -1,17 +1,19 @@
 """Agents as the children of a supervisor: Ray actors whose death, silence and state are seen within milliseconds.
 
 Each life has one call that is pending all the time, in a concurrency group of its own: it fails when the actor dies,
-which Ray tells within milliseconds where it is not to restart the actor. Meanwhile it sends the heartbeats. On its own
-node the kernel tells as well, and sooner where the machine is busy, since nobody else has to run for that. A silent
+which Ray tells within milliseconds where it is not to restart the actor. Meanwhile a thread sends heartbeats. On its
+own node the kernel tells as well, and sooner where the machine is busy, since nobody else has to run for that. A silent
 agent is asked by a call, and its process looked at. One that keeps failing on a node goes to another, if there is one.
 """
 
 import asyncio
 import contextlib
 import os
+import threading
 from collections import Counter
-from collections.abc import Awaitable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, RayError, RayTaskError
@@ -19,16 +21,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.agent import Agent, as_actor, start_named, with_health_group
 from phases.modeldir import folder_name
-from recovery.children import ChildSpec
+from recovery.children import ChildSpec, RestartStrategy
 from recovery.heartbeats import Heartbeats, send_beats
 from recovery.incarnation import Incarnation
 from recovery.supervision import Pulse, SupervisionSettings
+from recovery.supervisor import Supervisor
 
+HEARTBEAT = "heartbeat"  # the name of the thread that sends them
 _NODE_LABEL = "ray.io/node-id"
 
 
 class Stage:
-    """Starts the agents of a phase for a supervisor: `with Stage(run, phase) as stage:`, in a running loop."""
+    """Where the agents of a phase are supervised: `with Stage(run, phase) as stage:`, in a running loop."""
 
     def __init__(
         self,
@@ -63,7 +67,21 @@ class Stage:
         async def start(bad_nodes: frozenset[str]) -> Incarnation:
             return await self._start(name, agent, bad_nodes, {"num_cpus": cpus, "num_gpus": gpus})
 
-        return ChildSpec(name, start, significant, spares, start_seconds, _avoidable)
+        avoidable = partial(_avoidable, cpus=cpus, gpus=gpus)
+        return ChildSpec(name, start, significant, spares, start_seconds, avoidable)
+
+    def supervisor(
+        self,
+        name: str,
+        children: Iterable[ChildSpec] = (),
+        *,
+        strategy: RestartStrategy = RestartStrategy.ONE_FOR_ONE,
+        emit: Callable[..., None] = lambda *_, **__: None,
+    ) -> Supervisor:
+        """Return a supervisor that hears the heartbeats of this stage; it is not started yet."""
+        return Supervisor(
+            name, children, strategy=strategy, settings=self.settings, emit=emit, listen=self.heartbeats.read
+        )
 
     async def _start(
         self, name: str, agent: type[Agent], bad_nodes: frozenset[str], resources: dict[str, float]
@@ -163,7 +181,7 @@ class AgentProcess(Incarnation):
         with contextlib.suppress(RayError):
             ray.kill(self.handle)
 
-    def _beat(self) -> "asyncio.Future[NoReturn]":
+    def _beat(self) -> "asyncio.Future[None]":
         address, seconds = self._stage.heartbeats.address, self._stage.settings.beat_seconds
         sentinel = _future(self.handle.beat.remote(address, self._token, seconds))
         sentinel.add_done_callback(
@@ -175,8 +193,14 @@ class AgentProcess(Incarnation):
 def _supervised(agent: type[Agent]) -> type[Agent]:
     """Return a subclass that sends heartbeats, and that is asked about itself beside its work."""
 
-    async def beat(self: Agent, address: tuple[str, int], token: bytes, seconds: float) -> NoReturn:
-        await send_beats(address, token, seconds, lambda: self._progress.beats)
+    async def beat(self: Agent, address: tuple[str, int], token: bytes, seconds: float) -> None:
+        stop = threading.Event()
+        sending = (address, token, seconds, lambda: self._progress.beats, stop)
+        threading.Thread(target=send_beats, args=sending, daemon=True, name=HEARTBEAT).start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stop.set()
 
     async def whereabouts(self: Agent) -> tuple[int, str]:
         return os.getpid(), ray.get_runtime_context().get_node_id()
@@ -197,10 +221,14 @@ def _supervised(agent: type[Agent]) -> type[Agent]:
     return type(agent.__name__, (with_health_group(agent),), members)
 
 
-def _avoidable(nodes: frozenset[str]) -> frozenset[str]:
-    """Return the nodes if there are others that live, else none."""
-    others = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - nodes
-    return nodes if others else frozenset()
+def _avoidable(nodes: frozenset[str], cpus: float, gpus: float) -> frozenset[str]:
+    """Return the nodes if others live that are large enough, else none."""
+    for node in ray.nodes():
+        size = node["Resources"]
+        fits = size.get("CPU", 0) >= cpus and size.get("GPU", 0) >= gpus
+        if node["Alive"] and fits and node["NodeID"] not in nodes:
+            return nodes
+    return frozenset()
 
 
 def _keep_away(nodes: frozenset[str]) -> dict[str, Any]:

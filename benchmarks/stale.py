@@ -23,7 +23,6 @@ from phases import storage
 from phases.errors import ForgeError
 from recovery.commits import Commits, FencedError
 from recovery.supervision import SupervisionSettings
-from recovery.supervisor import Supervisor
 
 STEPS = [f"step-{number}" for number in range(20)]
 _PATIENCE = 180.0
@@ -85,7 +84,7 @@ async def _measure(cluster: Cluster, folder: str, seconds: float) -> Figure:
     first = {step: commits.begin(step) for step in STEPS}
     with Stage(folder, "stale", _SETTINGS) as stage:
         child = stage.child("committer", Committer, cpus=1)
-        supervisor = await Supervisor("stale", [child], settings=_SETTINGS).start()
+        supervisor = await stage.supervisor("stale", [child]).start()
         pid, node = await supervisor.call("committer", "whoami", timeout=_PATIENCE)
         insisting = asyncio.create_task(
             supervisor.call("committer", "insist", first, str(go), str(record), timeout=10**9)

@@ -23,7 +23,7 @@ import numpy as np
 import ray
 
 from actors.agent import NAMESPACE, Agent, as_actor
-from actors.supervised import Stage
+from actors.supervised import HEARTBEAT, Stage
 from benchmarks.harness import Baseline, Figure, bootstrap, progress
 from benchmarks.stale import stale_commits
 from phases.modeldir import folder_name
@@ -129,7 +129,7 @@ class _Bench:
         events = _Events()
         with Stage(self.folder, "bench", _SETTINGS) as stage:
             children: list[ChildSpec] = [stage.child(name, Subject, spares=spares) for name in names]
-            supervisor = await Supervisor("bench", children, settings=_SETTINGS, emit=events.emit).start()
+            supervisor = await stage.supervisor("bench", children, emit=events.emit).start()
             yield supervisor, events
             await supervisor.stop()
 
@@ -234,7 +234,7 @@ class _Bench:
             for name in names:
                 pid, _ = await supervisor.call(name, "whoami", timeout=_PATIENCE)
                 threads = await supervisor.call(name, "threads", timeout=_PATIENCE)
-                senders.append((pid, threads["AsyncIO Thread: pulse"]))
+                senders.append((pid, threads[HEARTBEAT]))
             await asyncio.sleep(2)
             sent, received, start = [_cpu(*sender) for sender in senders], time.thread_time(), time.perf_counter()
             await asyncio.sleep(seconds)

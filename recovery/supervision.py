@@ -22,7 +22,7 @@ class SupervisionSettings(Settings):
     poll_seconds: float = Field(default=0.5, gt=0, description="between two looks at an agent")
     beat_seconds: float = Field(default=0.5, gt=0, description="between two heartbeats of an agent")
     freeze_seconds: float = Field(
-        default=1.1, gt=0, description="without an answer, its process stopped: hung; over two beats"
+        default=0.95, gt=0, description="without an answer, its process stopped: hung; more than a missed beat"
     )
     hang_seconds: float = Field(default=20.0, gt=0, description="without an answer: the agent counts as hung")
     stall_seconds: float = Field(default=900.0, gt=0, description="without progress: its work counts as stuck")

@@ -33,7 +33,10 @@ from recovery.vigil import Vigil
 
 
 class Supervisor(Incarnation):
-    """Keeps children alive. Events go to `emit(kind, **data)`; `clock` is in seconds."""
+    """Keeps children alive. Events go to `emit(kind, **data)`; `clock` is in seconds.
+
+    `listen` is called before each look at the children, to read what signs of life have arrived.
+    """
 
     def __init__(
         self,
@@ -43,13 +46,14 @@ class Supervisor(Incarnation):
         strategy: RestartStrategy = RestartStrategy.ONE_FOR_ONE,
         settings: SupervisionSettings = SupervisionSettings(),  # noqa: B008 - immutable
         emit: Callable[..., None] = lambda *_, **__: None,
+        listen: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.strategy, self.settings, self.emit, self.clock = name, strategy, settings, emit, clock
         self._children: dict[str, Child] = {}
         self._intensity = self._new_intensity()
         self._turn = asyncio.Lock()
-        self._vigil = Vigil(name, settings, clock, emit, self._lost, self._background)
+        self._vigil = Vigil(name, settings, clock, emit, listen, self._lost, self._background)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._kills: set[asyncio.Task[Any]] = set()
         self._ended: ForgeError | None = None

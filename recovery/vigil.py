@@ -23,11 +23,12 @@ class Vigil:
         settings: SupervisionSettings,
         clock: Callable[[], float],
         emit: Callable[..., None],
+        listen: Callable[[], None],
         lost: Callable[[Child, Life, Down], None],
         background: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.supervisor, self.settings, self.clock, self.emit = supervisor, settings, clock, emit
-        self._lost, self._background = lost, background
+        self._listen, self._lost, self._background = listen, lost, background
 
     async def keep(self, children: Mapping[str, Child]) -> None:
         """Look at all children for ever; the time by which this loop itself was late is no silence of theirs."""
@@ -37,6 +38,7 @@ class Vigil:
             await asyncio.sleep(period)
             now = self.clock()
             late, before = max(0.0, now - before - period), now
+            self._listen()
             for child in list(children.values()):
                 child.spares.forgive(late)
                 if child.life is not None:

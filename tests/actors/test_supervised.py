@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,8 +17,8 @@ from actors.agent import Agent, Attempt, Task
 from actors.supervised import Stage, _avoidable, _keep_away
 from recovery.children import ChildDownError, Loss, RestartStrategy, SupervisorGaveUpError
 from recovery.classify import Classifier, ErrorClass
+from recovery.commits import Commits
 from recovery.supervision import SupervisionSettings
-from recovery.supervisor import Supervisor
 
 PATIENCE = 90.0  # seconds for whatever has to happen on a busy machine
 SETTINGS = SupervisionSettings(beat_seconds=0.1, freeze_seconds=0.5, snapshot_seconds=0.1)
@@ -86,7 +88,7 @@ def test_a_killed_and_a_stopped_agent_are_noticed_and_replaced_with_their_state(
         events = Events()
         with Stage(str(tmp_path), "test", SETTINGS) as stage:
             child = stage.child("one", Counting)
-            supervisor = await Supervisor("s", [child], settings=SETTINGS, emit=events.emit).start()
+            supervisor = await stage.supervisor("s", [child], emit=events.emit).start()
             await supervisor.call("one", "add", 5, timeout=PATIENCE)
             await until(lambda: (supervisor._children["one"].snapshot or {}).get("count") == 5)
             pid, _ = await supervisor.call("one", "whoami", timeout=PATIENCE)
@@ -121,7 +123,7 @@ def test_a_spare_takes_over_in_the_process_that_was_started_ahead(tmp_path: Path
         events = Events()
         with Stage(str(tmp_path), "test", SETTINGS) as stage:
             child = stage.child("one", Counting, spares=1)
-            supervisor = await Supervisor("s", [child], settings=SETTINGS, emit=events.emit).start()
+            supervisor = await stage.supervisor("s", [child], emit=events.emit).start()
             spares = supervisor._children["one"].spares
             await until(lambda: len(spares._ready) == 1)
             waiting = spares._ready[0]
@@ -144,9 +146,10 @@ def test_an_agent_works_and_blocks_its_loop_and_is_left_alone_and_one_without_pr
         events = Events()
         with Stage(str(tmp_path), "test", settings) as stage:
             child = stage.child("one", Counting)
-            supervisor = await Supervisor("s", [child], settings=settings, emit=events.emit).start()
+            supervisor = await stage.supervisor("s", [child], emit=events.emit).start()
             task = Task("t", "one", "square", {"number": 7})
-            report = await supervisor.call("one", "deliver", task, Attempt(), timeout=PATIENCE)
+            attempt = Attempt(Commits(str(tmp_path)).begin("test/t"))
+            report = await supervisor.call("one", "deliver", task, attempt, timeout=PATIENCE)
             assert await report == 49  # a reference, given as soon as the task is done
             await supervisor.call("one", "block", 1.5, timeout=PATIENCE)
             await supervisor.call("one", "block", 1.5, timeout=PATIENCE)
@@ -163,7 +166,7 @@ def test_an_agent_whose_heartbeats_do_not_arrive_is_asked_and_left_alone(tmp_pat
     async def scenario() -> None:
         events = Events()
         stage = Stage(str(tmp_path), "test", SETTINGS)
-        supervisor = await Supervisor("s", [stage.child("one", Counting)], settings=SETTINGS, emit=events.emit).start()
+        supervisor = await stage.supervisor("s", [stage.child("one", Counting)], emit=events.emit).start()
         pid, _ = await supervisor.call("one", "whoami", timeout=PATIENCE)
         stage.heartbeats.close()
         await until(lambda: len(events.of("child_silent")) >= 4)
@@ -181,7 +184,7 @@ def test_an_agent_that_cannot_be_made_is_given_up_with_its_cause(tmp_path: Path)
     async def scenario() -> None:
         with Stage(str(tmp_path), "test", settings) as stage:
             with pytest.raises(SupervisorGaveUpError, match="broken did not start") as caught:
-                await Supervisor("s", [stage.child("broken", Broken)], settings=settings).start()
+                await stage.supervisor("s", [stage.child("broken", Broken)]).start()
             assert "weights.bin" in str(caught.value.__cause__)
 
     run(scenario())
@@ -193,7 +196,7 @@ def test_agents_after_a_failed_one_are_replaced_with_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         with Stage(str(tmp_path), "test", SETTINGS) as stage:
             children = [stage.child(name, Counting) for name in ("one", "two", "three")]
-            supervisor = Supervisor("s", children, strategy=RestartStrategy.REST_FOR_ONE, settings=SETTINGS)
+            supervisor = stage.supervisor("s", children, strategy=RestartStrategy.REST_FOR_ONE)
             await supervisor.start()
 
             async def pids() -> list[int]:
@@ -215,7 +218,57 @@ def test_agents_after_a_failed_one_are_replaced_with_it(tmp_path: Path) -> None:
 def test_a_bad_node_is_kept_away_from_only_where_there_is_another() -> None:
     here = ray.get_runtime_context().get_node_id()
     away = frozenset({"f" * 56})
-    assert _avoidable(frozenset({here})) == frozenset()
-    assert _avoidable(away) == away
+    assert _avoidable(frozenset({here}), 0, 0) == frozenset()
+    assert _avoidable(away, 1, 0) == away
+    assert _avoidable(away, 10**6, 0) == frozenset()
     assert _keep_away(frozenset()) == {}
     assert _keep_away(away) == {"label_selector": {"ray.io/node-id": f"!in({'f' * 56})"}}
+
+
+NODES = """
+import asyncio, os, signal, sys
+import ray
+from ray.cluster_utils import Cluster
+from actors.agent import Agent
+from actors.supervised import Stage
+from recovery.supervision import SupervisionSettings
+
+class Where(Agent):
+    async def where(self):
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+async def main():
+    settings = SupervisionSettings(beat_seconds=0.2, freeze_seconds=1, hang_seconds=300, node_failures=1)
+    events = []
+    with Stage(sys.argv[1], "test", settings) as stage:
+        child = stage.child("one", Where, cpus=1)
+        supervisor = await stage.supervisor("s", [child], emit=lambda kind, **d: events.append(d)).start()
+        nodes = []
+        for sent in (signal.SIGKILL, signal.SIGSTOP, None):
+            pid, node = await supervisor.call("one", "where", timeout=180)
+            assert node != stage.node
+            nodes.append(node)
+            if sent is not None:
+                os.kill(pid, sent)
+                while supervisor.alive("one"):
+                    await asyncio.sleep(0.05)
+        losses = [event["loss"] for event in events if "loss" in event]
+        print(losses, nodes[0] == nodes[1], nodes[2] in nodes[:2])
+        await supervisor.stop()
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+first = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+ray.init(address=cluster.address, log_to_driver=False)
+cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+try:
+    asyncio.run(main())
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_on_other_nodes_death_and_a_stopped_process_are_noticed_and_a_bad_node_is_left(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NODES, str(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert f"{['died', 'hung']} False True" in done.stdout, done.stderr[-2000:]  # where all are bad, any will do

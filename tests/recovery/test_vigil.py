@@ -50,10 +50,11 @@ class World:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.heard = False
         self.losses: list[Down] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.events: list[str] = []
-        self.vigil = Vigil("s", SETTINGS, self, lambda kind, **_: self.events.append(kind), self.lost, self.background)
+        self.vigil = Vigil("s", SETTINGS, self, self.emit, self.listen, self.lost, self.background)
         self.process = Silent(self)
         self.child = Child(ChildSpec("a", self.start), Intensity(1, 1))
         self.child.spares = Spares(0, self.new, Intensity(1, 1), 1, lambda *_, **__: None)
@@ -61,6 +62,13 @@ class World:
 
     def __call__(self) -> float:
         return self.now
+
+    def emit(self, kind: str, **_: Any) -> None:
+        self.events.append(kind)
+
+    def listen(self) -> None:
+        if self.heard:
+            self.process.pulse.seen(0)
 
     async def start(self, _: frozenset[str]) -> Incarnation:
         raise NotImplementedError
@@ -172,6 +180,20 @@ def test_the_loop_measures_by_how_much_it_was_late() -> None:
             world.now += 5
             await asyncio.sleep(0.002)
         assert world.losses == []
+        keeping.cancel()
+
+    run(scenario())
+
+
+def test_what_has_arrived_is_read_before_it_is_judged() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.heard = True
+        keeping = asyncio.create_task(world.vigil.keep({"a": world.child}))
+        for _ in range(20):
+            world.life.process.pulse.forgive(-5)  # type: ignore[union-attr]
+            await asyncio.sleep(0.002)
+        assert world.events == []
         keeping.cancel()
 
     run(scenario())
