@@ -7,6 +7,7 @@ next life where there is none. The supervisor does no work and knows no Ray; a c
 """
 
 import asyncio
+import copy
 import math
 import time
 from collections import Counter
@@ -173,7 +174,7 @@ class Supervisor(Incarnation):
     async def _living(self, child: Child) -> Life:
         while child.life is None:
             if child.ended is not None:
-                raise type(child.ended)(str(child.ended)) from child.ended
+                raise copy.copy(child.ended) from child.ended.__cause__
             await child.awake.wait()
         return child.life
 
@@ -271,12 +272,14 @@ class Supervisor(Incarnation):
         child.life = Life(process, saved_at=self.clock())
         child.awake.set()
         self.emit("child_started", supervisor=self.name, child=child.name, node=process.node)
+        self._background(self._watch(child, process))  # from now on, so that a death in between is told, too
         child.spares.refill()
 
     async def _obtain(self, child: Child) -> Incarnation:
         """Return a process with the child's state: a spare where there is one, else a new one."""
         async with asyncio.timeout(child.spec.start_seconds):
-            process = await child.spares.take(self._bad_nodes(child)) or await self._new(child)
+            bad = self._bad_nodes(child)
+            process = await child.spares.take(bad) or await child.spec.start(bad)
             if child.snapshot is not None:
                 try:
                     await process.restore(child.snapshot)
@@ -285,10 +288,10 @@ class Supervisor(Incarnation):
                     raise
             return process
 
-    async def _new(self, child: Child) -> Incarnation:
-        process = await child.spec.start(self._bad_nodes(child))
-        self._background(self._watch(child, process))
-        return process
+    async def _start_spare(self, child: Child) -> Incarnation:
+        spare = await child.spec.start(self._bad_nodes(child))
+        self._background(self._watch(child, spare))
+        return spare
 
     # Itself
 
@@ -335,7 +338,7 @@ class Supervisor(Incarnation):
         facts = {"supervisor": self.name, "child": spec.name}
         child.spares = Spares(
             spec.spares,
-            start=lambda: self._new(child),
+            start=lambda: self._start_spare(child),
             budget=self._new_intensity(),
             freeze_seconds=self.settings.freeze_seconds,
             emit=lambda kind, **data: self.emit(kind, **facts, **data),

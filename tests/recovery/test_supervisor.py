@@ -82,6 +82,8 @@ class Fake(Incarnation):
 
     async def restore(self, snapshot: Any) -> None:
         self.state = snapshot
+        if self.world.mortal.pop(self.number, False):
+            self.die()
 
 
 class World:
@@ -92,6 +94,7 @@ class World:
         self.log: list[str] = []
         self.starts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()  # starts that will fail
+        self.mortal: dict[int, bool] = {}  # lives that end as soon as they have taken over
         self.avoided: list[frozenset[str]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -360,6 +363,40 @@ def test_a_spare_takes_over_with_the_state_and_is_replaced() -> None:
         assert [life.number for life in world.living] == [2, 4]
         await supervisor.stop()
         assert not world.living
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_life_that_ends_while_it_takes_over_is_replaced_again(spares: int) -> None:
+    async def scenario() -> None:
+        world = World()
+        supervisor = await Supervisor("s", world.children("a", spares=spares)).start()
+        await settle()
+        supervisor._children["a"].snapshot = "state"
+        world.mortal[2] = True
+        world.life("a").die()
+        await settle()
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 3
+        await supervisor.stop()
+        assert not world.living
+
+    run(scenario())
+
+
+def test_a_child_that_was_removed_says_so_to_those_who_wait() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.gate.clear()
+        supervisor = await Supervisor("s").start()
+        supervisor.add(world.child("a"))
+        waiting = asyncio.create_task(supervisor.call("a", "number_of_life", timeout=60))
+        await settle()
+        await supervisor.remove("a")
+        with pytest.raises(ChildDownError, match="a stopped: it was removed") as caught:
+            await waiting
+        assert caught.value.loss is Loss.STOPPED
+        await supervisor.stop()
 
     run(scenario())
 
