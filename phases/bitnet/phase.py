@@ -36,18 +36,24 @@ from phases.seeds import child_seed
 from phases.training.loop import StepReport
 from phases.training.state import TrainState
 
-FOLDER = "04_bitnet"
+FOLDER = rundir.phase_folder("bitnet")
 ONNX, ARCHIVE, VERDICT, STATISTICS = "model.onnx", "model.bitnet.zst", "validation.json", "calibration.safetensors"
 Kind = Literal["ternary", "control"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train from `parent`, a model directory relative to the run."""
+    """One model to train from `parent`, a model directory relative to the run. `factor` is for after a rollback."""
 
     parent: ModelRef
     kind: Kind
     learning_rate: float
+    factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What it is called among the phase's jobs."""
+        return f"{self.kind} {self.learning_rate:g}"
 
     @property
     def path(self) -> str:
@@ -105,9 +111,9 @@ def train(
     lesson = Lesson(loaded.model, batches, on_step, save)
     model: TinyTitan
     if job.kind == "control":
-        model = control(lesson, config.recipe, job.learning_rate)
+        model = control(lesson, config.recipe, job.learning_rate * job.factor)
     else:
-        cuts, rate = _thresholds(run, loaded, job.parent, config, seed), job.learning_rate
+        cuts, rate = _thresholds(run, loaded, job.parent, config, seed), job.learning_rate * job.factor
         model = quantise(lesson, config.quantisation, config.recipe, thresholds=cuts, learning_rate=rate, state=state)
     ref = _save(out, dict(model.state_dict()), loaded, job.parent, config, seed)
     return ref.model_copy(update={"uri": job.path})
