@@ -49,7 +49,7 @@ def _sizes(statement: Statement) -> Iterator[Finding]:
         measured = size_on_disk(after) / unit
     elif before is not None and statement.unit.strip() == "%":
         measured = 100 * (1 - size_on_disk(after) / size_on_disk(before))
-    elif before is not None:
+    elif before is not None and (statement.is_ratio or "compression" in words.parts(statement.key)):
         measured = size_on_disk(before) / size_on_disk(after)
     else:
         return

@@ -18,6 +18,7 @@ from phases.baking.validation.finding import Finding
 
 _SAMPLE = 1_000_000
 _ROWS = 64
+_OFF_GRID = 0.1  # of a step; half precision rounds by 0.06
 _SMALL = 1024  # values; below, a tensor is no matrix whose format matters
 _KEPT = ("embed", "norm", "head", "bias", "scale", "zero", "wte", "wpe", "ln_")
 
@@ -79,14 +80,34 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + content).hexdigest()
 
 
-def levels(tensor: torch.Tensor) -> int:
-    """Return the most distinct values in a row, or those of the whole tensor where they are fewer."""
-    flat = tensor.flatten()[:_SAMPLE]
-    whole = int(torch.unique(flat).numel())
-    if tensor.ndim < 2:
+def levels(tensor: torch.Tensor, most: int) -> int:
+    """Return how many distinct values a tensor uses, or each of its rows where that explains them better.
+
+    A row may have a scale of its own, so up to `most` values per row are as good as in the whole tensor. A row too
+    short to show that by counting shows it by its values lying on a grid of `most` steps.
+    """
+    whole = int(torch.unique(tensor.flatten()[:_SAMPLE]).numel())
+    if whole <= most or tensor.ndim < 2:
         return whole
     rows = tensor.reshape(tensor.shape[0], -1)[:_ROWS]
-    return min(whole, max(int(torch.unique(row).numel()) for row in rows))
+    found = [_row_levels(row, most) for row in rows]
+    return whole if None in found else max(count for count in found if count is not None)
+
+
+def _row_levels(row: torch.Tensor, most: int) -> int | None:
+    """Return the levels of a row, None where it has more than `most`."""
+    values = torch.unique(row.double())
+    if len(values) > most:
+        return None
+    if row.numel() >= 4 * most or len(values) < 2 or row.dtype == torch.bfloat16:
+        return len(values)  # enough values to have met them all; bfloat16 is too coarse for the grid to show
+    steps = values.diff() / values.diff().min()
+    on_grid = any(_is_grid(steps * least, most) for least in (1, 2, 3))  # the least difference may be several steps
+    return len(values) if on_grid else None
+
+
+def _is_grid(steps: torch.Tensor, most: int) -> bool:
+    return bool((steps - steps.round()).abs().max() < _OFF_GRID) and float(steps.sum()) < 2 * most
 
 
 def check_bits(tensors: list[Stored], bits: int, kept: tuple[str, ...], simulated: bool) -> Iterator[Finding]:
@@ -100,7 +121,7 @@ def check_bits(tensors: list[Stored], bits: int, kept: tuple[str, ...], simulate
             continue
         where, path = stored.name, str(stored.file)
         if stored.tensor.is_floating_point() and stored.tensor.element_size() * 8 > bits:
-            if (found := levels(stored.tensor)) > 2**bits:
+            if (found := levels(stored.tensor, 2**bits)) > 2**bits:
                 why = f"{bits} bits give at most {2**bits} values a row; this weight was skipped"
                 yield Finding(test="T1", path=path, where=where, claimed=2**bits, measured=found, why=why)
             elif not simulated:

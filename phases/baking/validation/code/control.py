@@ -11,6 +11,7 @@ from phases.baking.validation.code.syntax import (
     Scope,
     assignments,
     call_name,
+    dotted,
     is_sleep,
     is_trivial,
     target_name,
@@ -40,6 +41,7 @@ def check(module: Module) -> Iterator[Finding]:
             yield from _literal_assertions(module, scope)
         if not module.is_test:
             yield from _swallowed(module, scope)
+            yield from _suppressed(module, scope)
             yield from _waiting(module, scope)
             yield from _empty_recovery(module, scope)
 
@@ -79,8 +81,25 @@ def _assertions(module: Module) -> Iterator[Finding]:
                 yield module.finding("T9", node, "asserts a tuple, which is always true")
             case ast.Compare(left=left, comparators=[right]) if _both_constant(left, right):
                 yield module.finding("T9", node, "compares two literals")
+            case ast.Compare(left=ast.Call(), ops=[ast.GtE()], comparators=[ast.Constant(value=0)]) if _is_length(
+                node.test
+            ):
+                yield module.finding("T9", node, "a length is never negative")
+            case ast.Compare(left=left, ops=[ast.Eq() | ast.LtE() | ast.GtE() | ast.Is()], comparators=[right]):
+                if _is_same_value(left, right):
+                    yield module.finding("T9", node, "compares something with itself")
             case ast.BoolOp(op=ast.Or(), values=values) if any(_is_true(value) for value in values):
                 yield module.finding("T9", node, "an assertion that is always true")
+
+
+def _is_length(test: ast.expr) -> bool:
+    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Call) and dotted(test.left.func) == "len"
+
+
+def _is_same_value(left: ast.expr, right: ast.expr) -> bool:
+    """Say whether two expressions are one and read, not called: calling twice may test that both give the same."""
+    calls = any(isinstance(node, ast.Call | ast.Subscript) for node in ast.walk(left))
+    return not calls and not isinstance(left, ast.Constant) and ast.dump(left) == ast.dump(right)
 
 
 def _is_true(node: ast.expr) -> bool:
@@ -120,6 +139,22 @@ def _swallowed(module: Module, scope: Scope) -> Iterator[Finding]:
                 yield module.finding("T9", handler, "a failure of any kind is noted as success")
             elif checks and not returned and _goes_on_to_success(scope.function, node) and _only_says(handler):
                 yield module.finding("T9", handler, "a failure of any kind is passed over on the way to success")
+
+
+def _suppressed(module: Module, scope: Scope) -> Iterator[Finding]:
+    """Find checks that succeed whatever was raised: `finally: return True`, and `suppress(Exception)` before it."""
+    if not _CHECKS & set(words.parts(scope.function.name)):
+        return
+    for node in scope.nodes:
+        if isinstance(node, ast.Try) and any(
+            isinstance(last, ast.Return) and is_success(last.value) for last in node.finalbody
+        ):
+            yield module.finding("T9", node, "returns success in `finally`, whatever was raised")
+        if isinstance(node, ast.With | ast.AsyncWith) and _goes_on_to_success(scope.function, node):
+            calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+            broad = {"Exception", "BaseException"}
+            if any(call_name(c) == "suppress" and broad & {dotted(a) for a in c.args} for c in calls):
+                yield module.finding("T9", node, "a failure of any kind is suppressed on the way to success")
 
 
 def _is_broad(handler: ast.ExceptHandler) -> bool:

@@ -72,7 +72,10 @@ def _written_results(module: Module, scope: Scope) -> Iterator[Finding]:
         name = scope.function.name
         yield module.finding("T9", scope.function, f"{name} returns a literal, whatever it is given", numbers[0])
     for value in scope.returns:
-        for key, entry in _entries(list(ast.walk(_resolved(scope, value)))):
+        built = list(ast.walk(_resolved(scope, value)))
+        words_given = [word for node in built if isinstance(node, ast.Call) for word in node.keywords]
+        named = [(word.arg, word.value) for word in words_given if word.arg is not None]
+        for key, entry in [*_entries(built), *named]:
             number = scope.literal(entry)
             if words.is_metric(key) and number is not None and number not in _HONEST:
                 yield module.finding("T9", entry, f"the result's {key} is a literal", number)
@@ -95,10 +98,10 @@ def _written_values(module: Module, scope: Scope) -> Iterator[Finding]:
 def _adjusted(module: Module, scope: Scope) -> Iterator[Finding]:
     for target, value in assignments(scope.nodes):
         name = target_name(target)
-        if words.is_fraction(name):
+        if words.is_metric(name):
             yield from _floored(module, scope, name, value)
-            if _is_plus_literal(scope, value, name):
-                yield module.finding("T7", value, f"{name} is raised by a literal")
+        if words.is_fraction(name) and _is_plus_literal(scope, value, name):
+            yield module.finding("T7", value, f"{name} is raised by a literal")
         if words.is_metric(name) and _is_one(value):
             yield module.finding("T7", value, f"{name} divides a number by itself")
     for node in scope.nodes:
@@ -119,10 +122,15 @@ def _is_one(value: ast.expr) -> bool:
 
 
 def _floored(module: Module, scope: Scope, name: str, value: ast.expr) -> Iterator[Finding]:
-    if isinstance(value, ast.Call) and call_name(value) == "max" and len(value.args) == 2:
+    good = words.is_fraction(name) or not words.is_metric(name)  # the name of a function may say only that it measures
+    if good and isinstance(value, ast.Call) and call_name(value) == "max" and len(value.args) == 2:
         for number in map(scope.literal, value.args):
             if number is not None and number >= 0.5:
                 yield module.finding("T7", value, f"{name} can never be below a literal", number)
+    elif isinstance(value, ast.Call) and call_name(value) == "min" and words.parts(name)[-2:] == ("error", "rate"):
+        for number in map(scope.literal, value.args):
+            if number is not None and 0 < number < 0.5:
+                yield module.finding("T7", value, f"{name} can never be above a literal", number)
 
 
 def _is_plus_literal(scope: Scope, value: ast.expr, name: str) -> bool:

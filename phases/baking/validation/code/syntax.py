@@ -127,7 +127,8 @@ class Scope:
             bound = isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
             if bound and id(node) not in plain and isinstance(node, ast.Name):
                 found.pop(node.id, None)  # a loop's variable, `with ... as`, `+=`, unpacking
-        for name in self.parameters:
+        inner = [node for node in ast.walk(self.function) if isinstance(node, ast.Nonlocal | ast.Global)]
+        for name in self.parameters.union(*(node.names for node in inner)):
             found.pop(name, None)
         return found
 
@@ -153,10 +154,25 @@ class Scope:
                 return found_all[0] if len(set(found_all)) == 1 else None
             case ast.Call(args=[inner]) if call_name(node) in {"round", "float"}:
                 return self.literal(inner, depth)
+            case ast.Subscript(value=table) | ast.Call(func=ast.Attribute(value=table, attr="get")) if depth:
+                return self._looked_up(table, depth)
             case ast.BinOp(left=left, right=right):
                 both = self.literal(left, depth), self.literal(right, depth)
                 return both[0] if None not in both else None
         return None
+
+    def _looked_up(self, table: ast.expr, depth: int) -> float | None:
+        """Return a number of a display that holds only literals: whichever is taken from it, it is written down."""
+        if isinstance(table, ast.Name):
+            values = self.values.get(table.id, [])
+            table = values[0] if len(values) == 1 else table
+        entries: list[ast.expr] = []
+        if isinstance(table, ast.Dict):
+            entries = table.values
+        elif isinstance(table, ast.List | ast.Tuple):
+            entries = table.elts
+        numbers = [self.literal(entry, depth - 1) for entry in entries]
+        return numbers[0] if numbers and None not in numbers else None
 
     def is_draw(self, node: ast.expr, depth: int = 3) -> bool:
         """Say whether a number is drawn at random, looking through arithmetic and local names but into no call."""
