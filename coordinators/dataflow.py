@@ -319,7 +319,7 @@ class DataFlowCoordinator(DataFlow):
         super().__init__(flow_uri(run), settings, on_change=self._log_breaker)
 
     def _log_breaker(self, change: Transition) -> None:
-        self._journal.append("breaker", **vars(change))
+        self._journal.note("breaker", **vars(change))
 
 
 def flow_uri(run: str) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 import posixpath
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -30,6 +31,7 @@ from phases.errors import ArtifactError
 _ORDERED = ("ext4", "xfs")  # there, flushing a file also commits its names and the folders that they are in
 _APPENDING = (*_ORDERED, "tmpfs")  # there, what several processes append is whole, and in one order for all
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
+_READ_BYTES = 64 << 10
 _LOCAL = LocalFileSystem()
 _MODE = 0o666  # less the umask, as `open` does
 
@@ -118,31 +120,42 @@ def appends_in_order(uri: str) -> bool:
     return isinstance(fs, LocalFileSystem) and _filesystem(os.stat(path).st_dev) in _APPENDING
 
 
-def append(uri: str, data: bytes, *, durable: bool = True) -> None:
-    """Append to a file where `appends_in_order`, in one piece; durable in one flush, with all that was before it."""
-    path = _resolve(uri)[1]
-    try:
-        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _MODE)
-    except FileNotFoundError:
-        _make_folder(posixpath.dirname(path))
-        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, _MODE)
-    try:
-        if os.write(descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+class AppendedFile:
+    """A file where `appends_in_order`, to which several processes append; it is made by the first that does."""
+
+    def __init__(self, uri: str) -> None:
+        self._path = _resolve(uri)[1]
+        self._descriptor: int | None = None
+
+    def append(self, data: bytes, *, durable: bool = True) -> None:
+        """Append in one piece; durable in one flush, with all that was before it."""
+        if self._descriptor is None:
+            _make_folder(posixpath.dirname(self._path))
+            self._open(os.O_CREAT)
+        assert self._descriptor is not None
+        if os.write(self._descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         if durable:
-            os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
+            os.fdatasync(self._descriptor)
 
+    def read_from(self, offset: int) -> bytes:
+        """Return what is behind `offset`; nothing where there is no file."""
+        if self._descriptor is None:
+            with suppress(FileNotFoundError):
+                self._open(0)
+        if self._descriptor is None:
+            return b""
+        parts = list[bytes]()
+        while part := os.pread(self._descriptor, _READ_BYTES, offset):
+            parts.append(part)
+            offset += len(part)
+            if len(part) < _READ_BYTES:
+                break
+        return b"".join(parts)
 
-def read_from(uri: str, offset: int) -> bytes:
-    """Return a local file's content behind `offset`; nothing where there is no file."""
-    try:
-        with open(_resolve(uri)[1], "rb", buffering=0) as file:
-            file.seek(offset)
-            return file.read()
-    except FileNotFoundError:
-        return b""
+    def _open(self, flags: int) -> None:
+        self._descriptor = os.open(self._path, os.O_APPEND | os.O_RDWR | flags, _MODE)
+        weakref.finalize(self, os.close, self._descriptor)
 
 
 def sync(uri: str) -> None:

@@ -108,6 +108,7 @@ class _Log:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._file = storage.AppendedFile(path)
         self._lock = threading.Lock()
         self._read = 0
         self._granted = Counter[str]()
@@ -117,7 +118,7 @@ class _Log:
     def begin(self, step: str) -> int:
         name = os.urandom(8).hex()
         self._epochs[name] = 0
-        storage.append(self.path, b"\n" + _pack({"step": step, "name": name}), durable=False)
+        self._file.append(b"\n" + _pack({"step": step, "name": name}), durable=False)
         self._catch_up()
         return self._epochs.pop(name)
 
@@ -127,7 +128,7 @@ class _Log:
             self._catch_up()  # its epoch was granted in another process
         if not self._counts(entry):
             return False
-        storage.append(self.path, b"\n" + _pack(entry))
+        self._file.append(b"\n" + _pack(entry))
         self._catch_up()  # what others have appended meanwhile stands before it
         taken = self._commits[entry["step"]].get(entry["epoch"])
         return taken is not None and bool(taken["name"] == entry["name"])
@@ -144,7 +145,7 @@ class _Log:
     def _catch_up(self) -> None:
         """Read what was appended since the last time, up to the last whole line."""
         with self._lock:
-            data = storage.read_from(self.path, self._read)
+            data = self._file.read_from(self._read)
             whole = data[: data.rfind(b"\n") + 1]
             self._read += len(whole)
             for line in filter(None, whole.split(b"\n")):

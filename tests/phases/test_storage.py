@@ -142,6 +142,38 @@ def test_of_many_that_create_at_once_one_does(tmp_path: Path) -> None:
     assert [(tmp_path / "deep" / "slot").read_bytes()] == created
 
 
+def test_what_many_append_is_whole_and_in_one_order_for_all(tmp_path: Path) -> None:
+    uri = str(tmp_path / "deep" / "log")
+    files = [storage.AppendedFile(uri) for _ in range(4)]
+    assert files[0].read_from(0) == b""
+
+    def write(file: storage.AppendedFile, name: bytes) -> None:
+        for number in range(200):
+            file.append(b"%s:%d\n" % (name, number) * 20, durable=number % 100 == 0)
+
+    threads = [threading.Thread(target=write, args=(file, b"%d" % who)) for who, file in enumerate(files)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content = files[1].read_from(0)
+    assert {file.read_from(0) for file in files} == {content}
+    lines = content.splitlines()
+    assert len(lines) == 4 * 200 * 20
+    for who in range(4):
+        mine = [line for line in lines if line.startswith(b"%d:" % who)]
+        assert mine == [b"%d:%d" % (who, number) for number in range(200) for _ in range(20)]
+    assert files[2].read_from(len(content) - 3) == content[-3:]
+    assert all(len(set(lines[start : start + 20])) == 1 for start in range(0, len(lines), 20))
+
+
+def test_a_disk_that_takes_only_a_part_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr("phases.storage.os.write", lambda descriptor, data: write(descriptor, data[:3]))
+    with pytest.raises(OSError, match="No space left"):
+        storage.AppendedFile(str(tmp_path / "log")).append(b"12345")
+
+
 def test_a_file_is_moved(root: str) -> None:
     storage.write_bytes(storage.join(root, "a"), b"1")
     storage.sync(storage.join(root, "a"))

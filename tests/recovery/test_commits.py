@@ -111,8 +111,8 @@ def test_a_commit_that_pauses_after_its_check_is_still_refused(places: str, monk
     stale, current = Commits(places), Commits(places)
     epoch = stale.begin("s")
     with monkeypatch.context() as patch:
-        for name in ("append", "create"):
-            patch.setattr(storage, name, pausing(getattr(storage, name), lambda: current.begin("s")))
+        for place, name in ((storage.AppendedFile, "append"), (storage, "create")):
+            patch.setattr(place, name, pausing(getattr(place, name), lambda: current.begin("s")))
         with pytest.raises(FencedError):
             stale.commit("s", epoch, "late")
     current.commit("s", 2, "current")
