@@ -21,13 +21,11 @@ from ray._private.authentication.authentication_token_setup import (
     ensure_token_if_auth_enabled,
 )
 from ray.cluster_utils import Cluster
-from tenacity import Retrying, stop_after_attempt
 
 from recovery.faults import ENVIRONMENT
 
 _STORE_BYTES = 100 << 20
 _START_SECONDS = 180  # until nodes know of each other; machines may be busy
-_START_ATTEMPTS = 4
 _CPUS_PER_NODE = 2
 _NODES = 2  # besides the head, which holds no CPUs: Ray does not outlive its head
 _CONFIG = {
@@ -58,9 +56,10 @@ class LocalCluster:
             self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
             self._add(num_cpus=0, include_dashboard=False, _system_config=_CONFIG)
             self._address = str(self._cluster.address)
+            self._head = next(pid for pid in self.processes() if _is_raylet(pid))
             for _ in range(_NODES):
                 self._add(num_cpus=_CPUS_PER_NODE)
-            self._cluster.wait_for_nodes(_START_SECONDS)
+            self._await_nodes()
         except BaseException:
             self.__exit__()
             raise
@@ -71,21 +70,18 @@ class LocalCluster:
         signal.signal(signal.SIGTERM, self._terminate)
         for thread in self._starting:
             thread.join(60)
-        deadline = time.monotonic() + 30
+        deadline, killed = time.monotonic() + 60, set[int]()
         while left := list(self.processes()):
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                self.signal(pid, signal.SIGKILL)
+            killed.update(left)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {left} do not die")
             time.sleep(0.1)
-        if self._cluster is None:
-            return
-        if ray._private.utils.read_ray_address() == self._address:
+        for pid in killed:
+            _reap(pid)
+        if self._address and ray._private.utils.read_ray_address() == self._address:
             os.unlink(get_ray_address_file(None))  # lest somebody else look for it
-        for node in self._cluster.list_all_nodes():
-            for process in (info.process for infos in node.all_processes.values() for info in infos):
-                process.wait(10)  # it is dead: nothing stays behind as a zombie
 
     @property
     def address(self) -> str:
@@ -106,26 +102,28 @@ class LocalCluster:
 
     def kill_raylet(self, pid: int) -> None:
         """Kill the raylet of the node that a worker is on, and nothing else, and bring up another node."""
-        node = self._node_of(pid)
-        if node is not None:
-            node.kill_raylet(check_alive=False)
-            self._cluster.worker_nodes.discard(node)
+        raylet = self._raylet_of(pid)
+        if raylet is not None:
+            self.signal(raylet, signal.SIGKILL)
+            _reap(raylet)
             self._replace()
 
     def remove_node(self, pid: int) -> None:
         """Kill all processes of the node that a worker is on, and bring up another node."""
-        node = self._node_of(pid)
-        if node is not None:
-            workers = [worker for worker in self.processes("ray::") if _parent(worker) == _raylet(node)]
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            for worker in workers:
-                self.signal(worker, signal.SIGKILL)
-            self._cluster.worker_nodes.discard(node)
+        raylet = self._raylet_of(pid)
+        if raylet is not None:
+            of_the_node = [raylet, *(process for process in self.processes() if _parent(process) == raylet)]
+            for process in of_the_node:
+                self.signal(process, signal.SIGKILL)
+            _reap(raylet)
             self._replace()
 
-    def _node_of(self, pid: int) -> Any:
+    def _raylet_of(self, pid: int) -> int | None:
+        """Return the raylet that has started a worker; the head's is spared."""
         parent = _parent(pid)
-        return next((node for node in self._cluster.worker_nodes if _raylet(node) == parent), None)
+        if parent is None or parent == self._head or not _is_raylet(parent):
+            return None
+        return parent
 
     def _replace(self) -> None:
         """Start a node beside whatever else goes on."""
@@ -134,19 +132,19 @@ class LocalCluster:
         self._starting.append(thread)
 
     def _add(self, **options: Any) -> None:
-        """Start a node; Ray gives up after 30 s, which is short on a busy machine."""
-        for attempt in Retrying(stop=stop_after_attempt(_START_ATTEMPTS), reraise=True):
-            with attempt:
-                self._kill_strays()
-                self._cluster.add_node(wait=False, object_store_memory=_STORE_BYTES, **options)
+        try:
+            self._cluster.add_node(wait=False, object_store_memory=_STORE_BYTES, **options)
+        except Exception as error:  # Ray has none of its own for this
+            if "timed out during startup" not in str(error) or self._cluster.head_node is None:
+                raise
+            # after 30 s, which is short on a busy machine; what was started joins when it can
 
-    def _kill_strays(self) -> None:
-        """Kill raylets that Ray gave up waiting for, lest they join later."""
-        known = {_raylet(node) for node in self._cluster.list_all_nodes()}
-        for pid in self.processes():
-            program = _command(Path("/proc", str(pid))).partition(" ")[0]
-            if program.endswith("/raylet") and pid not in known:
-                self.signal(pid, signal.SIGKILL)
+    def _await_nodes(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while len(self._cluster.global_state._live_node_ids()) <= _NODES:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the nodes of the cluster are not up after {_START_SECONDS} s")
+            time.sleep(0.1)
 
     def _is_ours(self, process: Path) -> bool:
         try:
@@ -155,9 +153,14 @@ class LocalCluster:
             return False  # gone, or somebody else's
 
 
-def _raylet(node: Any) -> int | None:
-    found = node.all_processes.get("raylet")
-    return int(found[0].process.pid) if found else None
+def _is_raylet(pid: int) -> bool:
+    return _command(Path("/proc", str(pid))).partition(" ")[0].endswith("/raylet")
+
+
+def _reap(pid: int) -> None:
+    """Take the exit status of a child that was killed, lest it stay as a zombie; others are somebody else's."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _parent(pid: int) -> int | None:

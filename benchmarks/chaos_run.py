@@ -28,7 +28,6 @@ CONFIG = (
     f"--set=cognate.warm_up.checkpoint_every={INTERVAL}",
     f"--set=cognate.training.checkpoint_every={INTERVAL}",
     "--set=evomerge.checkpoint_every=1",
-    "--set=supervision.hang_seconds=10",
     "--set=supervision.pipeline_restarts=20",
     "--set=recovery.uses_per_task={restart: 20, retry: 20}",
     "--set=recovery.per_task=40",
