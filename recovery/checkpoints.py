@@ -90,8 +90,7 @@ class Checkpoints:
         """Remove all but the newest good ones; what was just saved stays in any case."""
         kept = 0
         for name in reversed(storage.names(self.uri)):
-            limit = self.max_age if kept else math.inf  # the only good one stays, however old
-            if name == saved or (kept < self.keep and self._age(name, full=name > saved) <= limit):
+            if name == saved or (kept < self.keep and self._age(name, full=name > saved) <= self.max_age):
                 kept += 1
             else:
                 storage.remove(storage.join(self.uri, name))

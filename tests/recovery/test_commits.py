@@ -133,6 +133,16 @@ def pausing(original: Callable[..., Any], meanwhile: Callable[[], object]) -> Ca
     return operate
 
 
+def test_a_step_is_one_flush(places: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits, flushes = Commits(places), list[int]()
+    commits.commit("warm up", commits.begin("warm up"), None)
+    monkeypatch.setattr("phases.storage._filesystem", lambda _: "ext4")
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(f"phases.storage.os.{name}", flushes.append)
+    commits.commit("s", commits.begin("s"), "x")
+    assert len(flushes) == (0 if places.startswith("memory") else 1)
+
+
 def test_who_did_not_grant_an_epoch_may_commit_it(places: str) -> None:
     Commits(places).commit("s", Commits(places).begin("s"), "by another")
     assert result(Commits(places)) == "by another"
