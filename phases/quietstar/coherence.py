@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phases.errors import ConfigError
+from phases.quietstar.config import ThoughtConfig
 from phases.quietstar.sources import Source, Thinking
 from phases.quietstar.thinker import Observed, Thinker
 from phases.quietstar.window import Stage
@@ -59,20 +60,21 @@ def _gain(nats: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evidence(thinker: Thinker, rows: Tensor, thoughts: Tensor) -> Evidence:
+def evidence(thinker: Thinker, rows: Tensor, thoughts: Tensor, config: ThoughtConfig | None = None) -> Evidence:
     """Measure `thoughts` (B, M, n), those of `thinker.observe(rows)` at its places or others to put there; N = B * M.
 
+    `config` is what the thoughts were made with, where that is not the thinker's own.
     The places must be the same for the same rows, as they are but for random ones. Raises `ConfigError` for a single
     row: there is no other text to compare with.
     """
     if len(rows) < 2:
         raise ConfigError.of("rows", len(rows), "relevance compares texts", "give at least two")
     order = torch.arange(thoughts.shape[2], device=thoughts.device).roll(thoughts.shape[2] // 2)
-    seen = thinker.observe(rows, _given(thoughts))
+    seen = thinker.observe(rows, _given(thoughts), config)
     own, cosine = _read(thinker, seen)
-    reordered, _ = _read(thinker, thinker.observe(rows, _given(thoughts[:, :, order])))
+    reordered, _ = _read(thinker, thinker.observe(rows, _given(thoughts[:, :, order]), config))
     others = [
-        _read(thinker, thinker.observe(rows, _given(thoughts.roll(by, 0))))[0].roll(-by, 0)
+        _read(thinker, thinker.observe(rows, _given(thoughts.roll(by, 0)), config))[0].roll(-by, 0)
         for by in range(1, min(4, len(rows)))
     ]
     return Evidence(

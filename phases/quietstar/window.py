@@ -57,7 +57,7 @@ class Thoughts:
         self.stage, self.positions = stage, positions
         self.active: Tensor | None = None  # (B, M * A), see `UnrolledWindow`
         self.length = 0  # tokens read
-        self._reach = positions - stage.origin + 1
+        self.reach = positions - stage.origin + 1  # places of the prefix that each sees
         self._new = 0  # tokens being read
         self._blocks: list[Block] = []
         self._prefix: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by step and layer
@@ -89,8 +89,6 @@ class Thoughts:
     def attend(self, step: int, layer: int, places: Places, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store `k`, `v` (N, H, K) and return what `q` attends to, (N, D); N = B * M * A."""
         q, k, v = (x.unflatten(0, (*self.positions.shape, self._new)).transpose(2, 3) for x in (q, k, v))
-        if not self._blocks:
-            self._blocks = blocks(self._reach, self._new, q)
         if self.active is not None:
             running = self.active.view(*self.positions.shape, 1, self._new, 1)
             k_then, v_then = (x[:, :, :, -self._new :] for x in self._own[step - 1, layer])
@@ -101,8 +99,14 @@ class Thoughts:
         else:
             k_own, v_own = self._own[step, layer]
             self._own[step, layer] = torch.cat([k_own, k], dim=3), torch.cat([v_own, v], dim=3)
-        attended = attend(q, *self._own[step, layer], *self._prefix[step, layer], self._blocks)
+        attended = self.merged(q, self._own[step, layer], self._prefix[step, layer])
         return attended.transpose(2, 3).flatten(0, 2).flatten(1)
+
+    def merged(self, q: Tensor, own: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor]) -> Tensor:
+        """Return what `q` (B, M, H, A, K) attends to: `own` tokens (B, M, H, C, K) and `prefix` (B, H, W, K)."""
+        if not self._blocks:
+            self._blocks = blocks(self.reach, self._new, q)
+        return attend(q, *own, *prefix, self._blocks)
 
     def latest(self, step: int, places: Places, x: Tensor) -> list[Tensor]:
         """Store `x` (N, D) and return, for each token, those of the tokens 3, 2, 1 and 0 places back, (N, D) each."""
@@ -119,6 +123,6 @@ class Thoughts:
     def _inputs_before(self, step: int) -> Tensor:
         """Return the inputs of the three tokens before each thought, (B, M, 3, D); zeros before the text."""
         inputs = self.stage.window.seen_inputs(step)
-        columns = self._reach.unsqueeze(-1) + torch.arange(1 - CONV_WIDTH, 0, device=inputs.device)  # (B, M, 3)
+        columns = self.reach.unsqueeze(-1) + torch.arange(1 - CONV_WIDTH, 0, device=inputs.device)  # (B, M, 3)
         rows = torch.arange(inputs.shape[0], device=inputs.device).view(-1, 1, 1)
         return inputs[rows, columns.clamp_min(0)] * (columns >= 0).unsqueeze(-1)

@@ -1,0 +1,81 @@
+"""The measurements behind the claims of phase 3, on held-out text with greedy thoughts."""
+
+import json
+from typing import Any
+
+import torch
+
+from phases import storage
+from phases.cognate.loading import load_model
+from phases.corpus.packed import Corpus
+from phases.probes import Measurement, RunFiles, probe
+from phases.quietstar import phase
+from phases.quietstar.config import QuietStarConfig
+from phases.quietstar.measure import TextMeasured, measure_coherence, measure_text, thought_entropy
+from phases.rundir import CORPUS
+from phases.seeds import child_seed
+
+
+@probe("quietstar/text")
+def text(files: RunFiles, quantity: str, config: dict[str, Any], seed: int, parent: str) -> Measurement:
+    """Return bits per byte `within` or `without` thoughts or of the `parent`; the `gain` and its interval, `low` and
+    `high`; the mean `weight` of thoughts; or their `cost` in tokens per token of text.
+    """
+    settings = QuietStarConfig.model_validate(config)
+    found, before = _text(files, settings, parent)
+    low, high = found.interval(settings.evaluation.resamples, seed)
+    return Measurement(
+        {
+            "within": found.bits_per_byte(found.within),
+            "without": found.bits_per_byte(found.without),
+            "parent": found.bits_per_byte(before),
+            "gain": found.gain,
+            "low": low,
+            "high": high,
+            "weight": found.weight,
+            "cost": found.thought_tokens,
+        }[quantity]
+    )
+
+
+@probe("quietstar/entropy")
+def entropy(files: RunFiles, config: dict[str, Any], seed: int, parent: str) -> Measurement:
+    """Return the nats per token of thoughts sampled about held-out text."""
+    settings = QuietStarConfig.model_validate(config)
+    generator = torch.get_rng_state()
+    torch.manual_seed(child_seed(seed, "quietstar", "entropy"))
+    found = thought_entropy(phase.open_thinker(files).thinker, _rows(files, settings))
+    torch.set_rng_state(generator)
+    return Measurement(found)
+
+
+@probe("quietstar/coherence")
+def coherence(files: RunFiles, part: str, config: dict[str, Any], seed: int, parent: str) -> Measurement:
+    """Return the mean of a component of coherence, or the `total`, over greedy thoughts about held-out text."""
+    key = ("quietstar/coherence", json.dumps(config, sort_keys=True))
+    if key not in files.cache:
+        rows = _rows(files, QuietStarConfig.model_validate(config))
+        files.cache[key] = measure_coherence(phase.open_thinker(files).thinker, rows)
+    return Measurement(files.cache[key][part])
+
+
+def _text(files: RunFiles, config: QuietStarConfig, parent: str) -> tuple[TextMeasured, torch.Tensor]:
+    """Return what thoughts do to the test text, and its nats under the model that the phase started from."""
+    key = ("quietstar/text", config.model_dump_json(), parent)
+    if key not in files.cache:
+        rows, corpus = _rows(files, config), _corpus(files)
+        found = measure_text(phase.open_thinker(files).thinker, rows, corpus.token_bytes)
+        with torch.inference_mode():
+            before = load_model(files.path(parent)).model.evaluate(rows).nll.cpu()
+        files.cache[key] = found, before
+    result: tuple[TextMeasured, torch.Tensor] = files.cache[key]
+    return result
+
+
+def _rows(files: RunFiles, config: QuietStarConfig) -> torch.Tensor:
+    device = phase.open_thinker(files).thinker.head_weight.device
+    return phase.text_rows(_corpus(files), config, "test").to(device)
+
+
+def _corpus(files: RunFiles) -> Corpus:
+    return Corpus.open(storage.local_folder(files.path(CORPUS)))
