@@ -114,9 +114,8 @@ class ChaosRun:
 
     def _carry_out(self, cluster: LocalCluster, driver: "subprocess.Popen[bytes]") -> None:
         """Do what processes wait for."""
-        for fired in self.log.fired():
-            if fired.fault not in self._asked:
-                continue
+        happened = (self.log.happened(fault) for fault in self._asked)
+        for fired in sorted((item for item in happened if item is not None), key=lambda item: item.time):
             self._asked.remove(fired.fault)
             progress(f"  {fired.fault.kind} at {fired.fault.point.hook} {fired.fault.point.step}")
             self._do(cluster, driver, fired)

@@ -147,14 +147,15 @@ class FaultLog:
             number += 1
         return number
 
+    def happened(self, fault: Fault) -> Fired | None:
+        """Return when and where a fault has fired, None where it has not."""
+        path = str(self.folder / "hits" / fault.point.id / f"{fault.hit:06d}")
+        return Fired(fault, **storage.read_json(path)) if storage.exists(path) else None
+
     def fired(self) -> list[Fired]:
         """Return the faults of the plan whose hit was counted, in the order of time."""
-        found = list[Fired]()
-        for fault in self.plan()[1]:
-            path = str(self.folder / "hits" / fault.point.id / f"{fault.hit:06d}")
-            if storage.exists(path):
-                found.append(Fired(fault, **storage.read_json(path)))
-        return sorted(found, key=lambda fired: fired.time)
+        found = (self.happened(fault) for fault in self.plan()[1])
+        return sorted((fired for fired in found if fired is not None), key=lambda fired: fired.time)
 
     def trace(self) -> list[Hit]:
         """Return everything that was come by, in the order of time."""
