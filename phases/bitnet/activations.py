@@ -52,8 +52,9 @@ class ActivationQuantiser:
     def _blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         size = self.size or x.shape[-1]
         blocks = F.pad(x.float(), (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
-        scale = blocks.abs().amax(-1, keepdim=True).clamp_min_(_LEAST).div_(MOST)
-        return (blocks / scale).round_().clamp_(-MOST, MOST), scale
+        largest = blocks.abs().amax(-1, keepdim=True).clamp_min_(_LEAST)
+        # The product with the inverse, as the runtime does it: a division would round some codes to the other side.
+        return (blocks * (MOST / largest)).round_().clamp_(-MOST, MOST), largest.div_(MOST)
 
 
 BLOCK_128, PER_TOKEN = ActivationQuantiser(128), ActivationQuantiser(None)

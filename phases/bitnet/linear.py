@@ -37,8 +37,9 @@ class LatentWeight:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Return the quantised values of `weight`, with the gradient of the identity."""
-        now = (weight.data_ptr(), weight._version)
-        if now != self._seen or self._values.device != weight.device:
+        # A tensor made in inference mode has no version, so nothing tells whether it has changed.
+        now = None if weight.is_inference() else (weight.data_ptr(), weight._version)
+        if now is None or now != self._seen or self._values.device != weight.device:
             self._values, self._seen = self.quantiser(weight).dequantise(), now
         values: Tensor = _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
         return values

@@ -67,6 +67,15 @@ def test_weights_are_quantised_again_after_they_change(titan: TinyTitan, rows: T
     assert torch.equal(after, fresh)
 
 
+def test_a_model_made_in_inference_mode_works(titan: TinyTitan, rows: Tensor) -> None:
+    wanted = to_bitnet(titan, QuantisationConfig()).eval()
+    with torch.inference_mode():
+        model = to_bitnet(titan, QuantisationConfig()).eval()
+        assert torch.equal(model(rows)[0], wanted(rows)[0])
+        model.blocks[0].qkv.weight.mul_(-1)
+        assert not torch.equal(model(rows)[0], wanted(rows)[0])
+
+
 def test_gradient_is_that_of_the_quantised_weight() -> None:
     linear = torch.nn.Linear(5, 3)
     layer = BitLinear(linear, lambda w: RowTensor(torch.ones(3, 5, dtype=torch.int8), torch.ones(3, 1), 8), lambda x: x)

@@ -1,0 +1,220 @@
+"""BitNet: bytes, decoding and prefill, exactness, quality against full precision, and the Power-of-Ten score.
+
+The baseline of every ratio is our own fp32 export of the same graph with all of the runtime's optimisations, measured
+in turns on one thread. Timings refuse to run on a busy machine; FORGE_FORCE_TIMING=1 overrides that and adds a figure
+that says so. Sizes are those of files that run alone. What the documents claim stands beside what is measured.
+"""
+
+import importlib.util
+import os
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper
+
+from benchmarks import bitnet_quality
+from benchmarks.bitnet_models import SHAPES, Format, decoder, titan_25m
+from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_figure
+from phases.bitnet.activations import PER_TOKEN
+from phases.bitnet.archive import to_bytes
+from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.onnx_file import write_onnx
+from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
+from phases.bitnet.onnx_runtime import OnnxModel, Stream
+from phases.bitnet.packed import pack
+from phases.bitnet.packed_linear import integer_product
+from phases.bitnet.profiler import QUIET_LOAD, profile_memory, require_quiet
+from phases.bitnet.ternary import ternarise
+from phases.bitnet.titan import to_bitnet
+from phases.cognate.presets import PRESETS
+from phases.cognate.titan import TinyTitan
+from phases.compliance.check import check
+
+_PAST, _TOKENS, _PREFILL = 128, 16, 256
+_GOALS = {"25m": 3.5, "42m": 4.5, "110m": 5.0}
+_ROOT = Path(__file__).resolve().parents[1]
+_PUBLIC = ("json", "asyncio", "pydantic", "fsspec", "jinja2")
+
+
+def run(quick: bool) -> list[Figure]:
+    """Measure everything; `quick` leaves out the large models and trains briefly."""
+    forced = bool(os.environ.get("FORGE_FORCE_TIMING"))
+    load = require_quiet(forced)
+    torch.set_num_threads(1)
+    found = [*_sizes(), *_exactness(quick), *_compliance()]
+    with tempfile.TemporaryDirectory() as folder:
+        for size in ("25m",) if quick else tuple(SHAPES):
+            found += _speed(size, Path(folder), 5 if quick else 15)
+    found += bitnet_quality.figures(quick)
+    if load > QUIET_LOAD:
+        found.append(Figure(key="timing_forced_at_load", value=load, unit="load", better="lower", goal=QUIET_LOAD))
+    return found
+
+
+def _sizes() -> list[Figure]:
+    """Weigh the files of 25M parameters, tied and as the preset has them, and the peak memory of running one."""
+    progress("sizes")
+    found = list[Figure]()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for tied, embedding, key, goal in (
+            (True, "int8", "file_ratio_25m", 8.0),
+            (True, "int4", "file_ratio_25m_int4", 10.0),
+            (False, "int4", "file_ratio_25m_preset_int4", None),
+        ):
+            model = titan_25m(tied, "int8" if embedding == "int8" else "int4")
+            full = 4 * model.parameters
+            size = write_onnx(model, path)
+            what = Baseline(what="ratio to fp16", value=full / 2 / size)
+            found.append(
+                Figure(key=key, value=full / size, unit="x of fp32", better="higher", goal=goal, baseline=what)
+            )
+            if key == "file_ratio_25m_int4":
+                packed = len(to_bytes(model, "archive"))
+                claimed = Baseline(what="claimed by the documents", value=8.2)
+                figure = Figure(
+                    key="archive_ratio_25m", value=full / packed, unit="x", better="higher", goal=13.0, baseline=claimed
+                )
+                memory = profile_memory(path).ratio
+                rss = Figure(key="peak_rss_over_file", value=memory, unit="x", better="lower", goal=1.6)
+                found += [figure, rss]
+    return found
+
+
+def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
+    """Time decoding and prefill of a decoder in fp32, ternary and the runtime's own 4 bits, in turns."""
+    progress(f"speed at {size}")
+    forms: tuple[Format, ...] = ("fp32", "ternary int8", "ternary int4", "4-bit")
+    models = dict[str, OnnxModel]()
+    for form in forms:
+        path = folder / "model.onnx"
+        write_onnx(decoder(size, form), path)
+        models[form] = OnnxModel(path)
+    ids = np.random.default_rng(0).integers(0, 32_000, _PREFILL).tolist()
+    decoding = {form: _Decoder(model, ids) for form, model in models.items()}
+    seconds = interleave(dict(decoding), repetitions, warmup=2)
+    best = min(("ternary int8", "ternary int4"), key=lambda form: float(np.median(seconds[form])))
+    reading = {form: _Reader(models[form], ids) for form in ("fp32", "ternary int8")}
+    prefill = interleave(dict(reading), max(3, repetitions // 3), warmup=1)
+    return [
+        ratio_figure(f"decode_ratio_{size}", seconds, best, "fp32", goal=_GOALS[size], work=_TOKENS),
+        ratio_figure(
+            f"decode_vs_q4_{size}", seconds, best, "4-bit", goal=None if size == "25m" else 1.15, work=_TOKENS
+        ),
+        ratio_figure(f"prefill_ratio_{size}", prefill, "ternary int8", "fp32", goal=0.95, work=_PREFILL),
+    ]
+
+
+class _Decoder:
+    """Reads on by a few tokens at a time, always behind the same past."""
+
+    def __init__(self, model: OnnxModel, ids: list[int]) -> None:
+        self.stream: Stream = model.stream()
+        self.ids = ids[_PAST : _PAST + _TOKENS]
+        self.stream.read(ids[:_PAST])
+
+    def __call__(self) -> None:
+        for token in self.ids:
+            self.stream.read([token])
+        self.stream.position = _PAST  # what was written behind it is masked and then overwritten
+
+
+class _Reader:
+    """Reads a whole prompt."""
+
+    def __init__(self, model: OnnxModel, ids: list[int]) -> None:
+        self.model, self.ids = model, ids
+
+    def __call__(self) -> None:
+        self.model.stream().read(self.ids)
+
+
+def _exactness(quick: bool) -> list[Figure]:
+    """Compare exact mode with integer arithmetic, layer by layer and in greedy decoding."""
+    progress("exactness")
+    errors = [_layer_error(rows, columns) for rows, columns in ((648, 216), (216, 1188), (2048, 2048), (200, 37))]
+    prompts, length = (4, 32) if quick else (20, 256)
+    same = _greedy_agreement(prompts, length)
+    return [
+        Figure(key="exact_max_rel", value=max(errors), unit="of max |y|", better="lower", goal=1e-5),
+        Figure(key="greedy_identical", value=same, unit=f"of {prompts} prompts", better="higher", goal=prompts),
+    ]
+
+
+def _layer_error(rows: int, columns: int) -> float:
+    generator = torch.Generator().manual_seed(rows)
+    matrix = ternarise(torch.randn(rows, columns, generator=generator))
+    x = torch.randn(7, columns, generator=generator)
+    graph = Graph()
+    graph.nodes.append(helper.make_node("Identity", [linear(graph, "x", "w", matrix, exact=True)], ["y"]))
+    value = ort.InferenceSession(_single(graph, columns, rows), providers=["CPUExecutionProvider"])
+    y = value.run(None, {"x": x.numpy()})[0]
+    wanted = (integer_product(x, matrix.codes, PER_TOKEN) * matrix.row_scale.T).numpy()
+    return float(np.abs(y - wanted).max() / np.abs(wanted).max())
+
+
+def _single(graph: Graph, columns: int, rows: int) -> bytes:
+    """Return a model of one layer."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", columns])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", rows])]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    model = helper.make_model(graph.proto("layer", inputs, outputs), opset_imports=opsets, ir_version=IR_VERSION)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@torch.no_grad()
+def _greedy_agreement(prompts: int, length: int) -> int:
+    """Count the prompts that a nano model continues identically in torch and in an exact file."""
+    torch.manual_seed(0)
+    parent = TinyTitan(PRESETS["nano"]).eval()
+    parent.embedding.weight.mul_(20)  # opinions, where random weights have none
+    model = to_bitnet(parent, QuantisationConfig(activations="per_token")).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(pack(model), path, exact=True)
+        file = OnnxModel(path)
+    same = 0
+    for number in range(prompts):
+        ids = np.random.default_rng(number).integers(16, 2048, 8).tolist()
+        stream, state = file.stream(), model.empty_state(1)
+        ours, theirs = ids, ids
+        agree = True
+        for _ in range(length):
+            logits, _ = model(torch.tensor([ours]), state)
+            ours, theirs = [int(logits[0, -1].argmax())], [int(stream.read(theirs).logits[-1].argmax())]
+            agree = agree and ours == theirs
+            if not agree:
+                break
+        same += agree
+    return same
+
+
+def _compliance() -> list[Figure]:
+    """Score our code and five well-known packages by the same rules."""
+    progress("Power of Ten")
+    own = min(check(_ROOT / name).score for name in ("phases", "recovery"))
+    scores = {name: check(_package(name)).score for name in _PUBLIC}
+    lowest = min(scores, key=scores.__getitem__)
+    return [
+        Figure(key="pot10_own", value=100 * own, unit="% of (function, rule) pairs", better="higher", goal=95),
+        Figure(
+            key="pot10_public_min",
+            value=100 * scores[lowest],
+            unit=f"%, {lowest}",
+            better="lower",
+            goal=80,
+            baseline=Baseline(what="highest of the five, %", value=100 * max(scores.values())),
+        ),
+    ]
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return Path(sysconfig.get_paths()["stdlib"]) / name
+    return Path(spec.origin).parent
