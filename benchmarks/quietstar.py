@@ -1,0 +1,275 @@
+"""Quiet-STaR: is the attention of parallel thoughts exact and fast, and do thoughts help where they can?
+
+Exactness is measured against a loop over positions that reads each prefix with its thought as plain text; speed against
+the dense mask of the published code, in CPU time. Whether thoughts help is asked on serial arithmetic
+(`quietstar_task.py`), where useful thoughts are in the prior, with controls that must not help.
+"""
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_figure, torch_threads
+from benchmarks.quietstar_dense import think_densely
+from benchmarks.quietstar_task import (
+    OPERATIONS,
+    THOUGHTS,
+    accuracy,
+    answers_directly,
+    documents,
+    prior,
+    quietstar,
+    task_learning,
+)
+from phases.cognate.memory import MemoryConfig
+from phases.cognate.titan import TinyTitan, TitanConfig
+from phases.quietstar import coherence, sources
+from phases.quietstar.chain import START_ID
+from phases.quietstar.config import LearningConfig, ThoughtConfig
+from phases.quietstar.sampling import SamplingConfig
+from phases.quietstar.thinker import Thinker
+from phases.quietstar.window import Stage, Thoughts
+from phases.seeds import torch_rng
+
+GREEDY = SamplingConfig(temperature=0)
+PRIOR_STEPS, UPDATES = 1500, 200
+
+
+def run(quick: bool) -> list[Figure]:
+    """Measure on one thread. Quick: texts of 192 tokens, fewer random cases, one seed of the task."""
+    with torch_threads(1):
+        timed = speed(192, 8, 2) if quick else speed(512, 16, 3)
+        return [*exactness(5 if quick else 30), leak(), *timed, *task(range(1 if quick else 5))]
+
+
+def speed_model(segment_len: int) -> TinyTitan:
+    """Return a model of the 25M preset's width with four layers and a vocabulary of 2,048, one ponder step."""
+    torch.manual_seed(0)
+    config = TitanConfig(
+        vocab_size=2048,
+        d_model=216,
+        n_layers=4,
+        n_heads=4,
+        hidden=1188,
+        tied=True,
+        segment_len=segment_len,
+        train_ponder_steps=1,
+        memory=MemoryConfig(hidden=16),
+    )
+    return TinyTitan(config).eval()
+
+
+def exactness(cases: int) -> list[Figure]:
+    """Compare logits and gradients with the loop at random lengths, thought lengths, places and padding."""
+    logits, gradients = list[float](), list[float]()
+    for case in range(cases):
+        generator = torch_rng(case, "exactness")
+        length, new = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 40), (1, 9)))
+        model = speed_model(64)
+        tokens = torch.randint(16, 2048, (2, length + 1), generator=generator)
+        padding = int(torch.randint(0, length // 2 + 1, (), generator=generator))
+        tokens[1, length + 1 - padding :] = 0
+        orders = [torch.randperm(length - padding, generator=generator) for _ in tokens]
+        positions = torch.stack([order[:4].sort().values for order in orders])
+        thoughts = torch.randint(16, 2048, (2, positions.shape[1], new), generator=generator)
+        found, expected = (_compared(model, path(model, tokens, positions, thoughts)) for path in (_parallel, _loop))
+        logits.append(float((found[0] - expected[0]).abs().max()))
+        pairs = zip(found[1], expected[1], strict=True)
+        gradients.append(max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-3)) for a, b in pairs))
+        progress(f"exactness {case + 1}/{cases}: logits {logits[-1]:.1e}, gradients {gradients[-1]:.1e}")
+    return [
+        Figure(key=key, value=max(series), unit=unit, better="lower", goal=1e-5, raw={"cases": series})
+        for key, series, unit in (
+            ("exact_logits", logits, "largest difference"),
+            ("exact_grads", gradients, "largest difference, relative to the tensor's largest gradient"),
+        )
+    ]
+
+
+def _compared(model: TinyTitan, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits and the parameters' gradients of a random sum of them."""
+    logits = outputs @ model.head_weight.T
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad((logits * weights).mean(), parameters, allow_unused=True)
+    return logits.detach(), [gradient for gradient in gradients if gradient is not None]
+
+
+def _parallel(model: TinyTitan, tokens: Tensor, positions: Tensor, thoughts: Tensor) -> Tensor:
+    (segment,) = model.segments(tokens)
+    window = Thoughts(Stage.of_segment(segment, model.config.segment_len), positions)
+    return window.read(model, model.embedding(thoughts))
+
+
+def _loop(model: TinyTitan, tokens: Tensor, positions: Tensor, thoughts: Tensor) -> Tensor:
+    rows = []
+    for row, places in enumerate(positions.tolist()):
+        parts = []
+        for place, thought in zip(places, thoughts[row], strict=True):
+            text = torch.cat([tokens[row, : place + 1], thought, thought[:1]]).unsqueeze(0)
+            (segment,) = model.segments(text)
+            parts.append(segment.outputs[0, place + 1 :])
+        rows.append(torch.stack(parts))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def leak() -> Figure:
+    """Count outputs that change in any bit where a later token or another position's thought is changed."""
+    model, generator = speed_model(64), torch_rng(0, "leak")
+    tokens = torch.randint(16, 2048, (2, 49), generator=generator)
+    positions = torch.arange(48).expand(2, -1)
+    thoughts = torch.randint(16, 2048, (2, 48, 6), generator=generator)
+    before, changed = _parallel(model, tokens, positions, thoughts), 0
+    for place in range(0, 48, 4):
+        later, other = tokens.clone(), thoughts.clone()
+        later[:, place] = 16 + (later[:, place] + 1) % 2000
+        other[:, place] = 16 + (other[:, place] + 1) % 2000
+        changed += int((_parallel(model, later, positions, thoughts)[:, :place] != before[:, :place]).sum())
+        rest = torch.arange(48) != place
+        changed += int((_parallel(model, tokens, positions, other)[:, rest] != before[:, rest]).sum())
+    return Figure(key="leak", value=changed, unit="outputs that change", better="lower", goal=0)
+
+
+def speed(length: int, new: int, repetitions: int) -> list[Figure]:
+    """Time thoughts of `new` tokens behind every token of a text, and behind a quarter of them."""
+    model, generator = speed_model(length), torch_rng(0, "speed")
+    tokens = torch.randint(16, 2048, (1, length + 1), generator=generator)
+    everywhere, quarter = torch.arange(length).unsqueeze(0), torch.arange(0, length, 4).unsqueeze(0)
+    thinker = Thinker(model, ThoughtConfig(length=min(new, 64)))
+
+    def stage() -> Stage:
+        (segment,) = model.segments(tokens)
+        return Stage.of_segment(segment, length)
+
+    def ours(positions: Tensor) -> None:
+        with torch.no_grad():
+            sources.think(thinker, stage(), positions, new, SamplingConfig())
+
+    def dense() -> None:
+        with torch.no_grad():
+            think_densely(model, stage(), everywhere, new)
+
+    def ours_trained() -> None:
+        with torch.no_grad():
+            thoughts = sources.think(thinker, stage(), everywhere, new, SamplingConfig())
+        chain = torch.cat([torch.full_like(thoughts[:, :, :1], START_ID), thoughts[:, :, :-1]], dim=2)
+        Thoughts(stage(), everywhere).read(model, thinker.embed(chain)).square().mean().backward()
+        model.zero_grad()
+
+    def dense_trained() -> None:
+        think_densely(model, stage(), everywhere, new)[1].square().mean().backward()
+        model.zero_grad()
+
+    candidates = {"ours": lambda: ours(everywhere), "quarter": lambda: ours(quarter), "dense": dense}
+    seconds = interleave(candidates, repetitions)
+    trained = interleave({"ours": ours_trained, "dense": dense_trained}, repetitions, warmup=0)
+    work, what = float(length * new), "dense mask at all places, thought tokens per CPU second"
+    return [
+        ratio_figure(f"speed_vs_dense_{length}", seconds, "ours", "dense", goal=2.5, work=work, what=what),
+        ratio_figure("speed_vs_dense_25pct", seconds, "quarter", "dense", goal=7.0, work=work, what=what),
+        ratio_figure(f"speed_train_{length}", trained, "ours", "dense", goal=3.0, work=work, what=what),
+    ]
+
+
+def task(seeds: range) -> list[Figure]:
+    """Train the serial arithmetic from every seed, with controls at test time, trained twins, and coherence before."""
+    found: dict[str, list[float]] = {}
+
+    def note(key: str, value: float) -> None:
+        found.setdefault(key, []).append(value)
+        progress(f"{key}: {value:.3f}")
+
+    greedy = sources.sampled(GREEDY)
+    for seed in seeds:
+        model = prior(seed, PRIOR_STEPS)
+        for key, value in coherence_before(model, seed).items():
+            note(key, value)
+        thinking = quietstar(model, seed, UPDATES, task_learning())
+        note("thought_accuracy", accuracy(thinking, greedy, seed))
+        for control in ("pause", "random"):
+            note(f"swapped_{control}", accuracy(thinking, getattr(sources, control), seed))
+        note("control_shuffled", accuracy(thinking, sources.shuffled(GREEDY), seed))
+        note("control_none", answers_directly(model, seed, UPDATES))
+        for control in ("pause", "random"):
+            source = getattr(sources, control)
+            twin = quietstar(model, seed, UPDATES, task_learning(policy_weight=0), source=source)
+            note(f"control_{control}", accuracy(twin, source, seed))
+        likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
+        note("without_reinforce", accuracy(likelihood_only, greedy, seed))
+    return _task_figures(found)
+
+
+def _task_figures(found: dict[str, list[float]]) -> list[Figure]:
+    direct = statistics.mean(found["control_none"])
+    baseline = Baseline(what="answering directly, after as many updates", value=direct)
+    reached = sum(value >= 0.95 for value in found["thought_accuracy"])
+    seeds = len(found["thought_accuracy"])
+    made = [
+        Figure(
+            key="thought_seeds",
+            value=reached,
+            unit=f"seeds of {seeds} at .95 or more",
+            better="higher",
+            goal=0.8 * seeds,
+            baseline=baseline,
+        )
+    ]
+    goals = {
+        "control_pause": direct + 0.03,
+        "control_random": direct + 0.03,
+        "control_shuffled": direct + 0.03,
+        "coherence_auc_min": 0.95,
+        "coherence_auc_right_wrong": 0.60,
+    }
+    for key, series in found.items():
+        made.append(
+            Figure(
+                key=key,
+                value=min(series) if key == "coherence_auc_min" else statistics.mean(series),
+                unit="area under the curve" if "auc" in key else "share of answers",
+                better="higher" if key in ("thought_accuracy", "control_none") or "auc" in key else "lower",
+                goal=goals.get(key),
+                baseline=None if "auc" in key else baseline,
+                low=min(series),
+                high=max(series),
+                raw={"seeds": series},
+            )
+        )
+    return made
+
+
+@torch.no_grad()
+def coherence_before(model: TinyTitan, seed: int, count: int = 100) -> dict[str, float]:
+    """Return how well the total tells sampled thoughts from corrupted ones, and right from wrong, before Quiet-STaR."""
+    torch.manual_seed(seed)
+    thinker = Thinker(model, THOUGHTS, LearningConfig(initial_weight=0.9)).eval()
+    rows = documents(count, torch_rng(seed, "serial", "coherence")).rows
+    seen, place = thinker.observe(rows), OPERATIONS + 1
+
+    def scores(thoughts: Tensor) -> dict[str, Tensor]:
+        tokens = seen.tokens.clone()
+        tokens[:, place] = thoughts
+        measured = coherence.components(coherence.evidence(thinker, rows, tokens.flatten(1, 2)))
+        here = {name: score.view(count, -1, THOUGHTS.parallel)[:, place].flatten() for name, score in measured.items()}
+        return here | {"total": coherence.total(here)}
+
+    real = seen.tokens[:, place]
+    own = scores(real)
+    corrupted = {
+        "shuffled": real.roll(1, 0),
+        "random": torch.randint_like(real, 16, len(thinker.head_weight)),
+        "constant": torch.full_like(real, int(real[0, 0, 0])),
+    }
+    areas = dict[str, float]()
+    for kind, thoughts in corrupted.items():
+        for name, score in scores(thoughts).items():
+            areas[f"{name}_{kind}"] = coherence.auc(own[name], score)
+            progress(f"AUC of {name} against {kind} thoughts: {areas[f'{name}_{kind}']:.3f}")
+    right = (seen.mixed[:, place, :, 0] @ thinker.head_weight.T).argmax(-1) == rows[:, place + 1 : place + 2]
+    right = right.flatten()
+    return {
+        "coherence_auc_min": min(areas.values()),
+        "coherence_auc_right_wrong": coherence.auc(own["total"][right], own["total"][~right]),
+    }
