@@ -13,7 +13,7 @@ breaker. Phases write no recovery code: they declare what a task's fallback is a
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,9 +75,8 @@ class PhaseCoordinator:
         self.commits = Commits(context.run)
         self.scheduler = Scheduler(context.scheduling)
         self.breakers = Breakers(self._breaker)
-        self._gauge = Gauge(
-            "forge_breaker", ", ".join(f"{n} {s}" for n, s in enumerate(BreakerState)), ("phase", "agent")
-        )
+        meaning = ", ".join(f"{number} {state}" for number, state in enumerate(BreakerState))
+        self._gauge = Gauge("forge_breaker", f"an agent's circuit breaker: {meaning}", tag_keys=("phase", "agent"))
         self._handles: dict[str, Any] = {}
         self._roles: dict[str, Role] = {}
         self._left: dict[str, Task] = {}  # of all plans, what is not done
@@ -117,8 +116,9 @@ class PhaseCoordinator:
         for task in plan:
             if task.id in self._awaited:
                 raise ConfigError.of("plan", task.id, "runs already", "give each plan a model of its own")
+        used = {task.agent for task in self._left.values()}
         for name, role in roles.items():
-            if self._roles.get(name, role) != role:
+            if name in used and self._roles[name] != role:
                 raise ConfigError.of("agent", name, "has another role in a plan that runs", "give it another name")
         self._roles |= roles
         self._left |= {task.id: task for task in plan}
@@ -167,7 +167,9 @@ class PhaseCoordinator:
 
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
         hook("attempt", self.phase, task.id)
-        epoch = self.commits.begin(f"{self.phase}/{task.id}")
+        epoch = await asyncio.to_thread(
+            self.commits.begin, f"{self.phase}/{task.id}"
+        )  # others need not wait for the disk
         self._busy.add(task.agent)
         watcher: asyncio.Task[None] | None = None
         try:
@@ -176,7 +178,7 @@ class PhaseCoordinator:
             watcher = asyncio.create_task(self._watch(handle, task))
             inputs = [self._input(name) for name in task.inputs.values()]
             report, receipt = handle.deliver.remote(task, Attempt(epoch, learning_rate_factor), *inputs)
-            await self._received(task, receipt, watcher)
+            await self._received(task, _done(report, receipt), watcher)
             if task.id not in self._referred:
                 report = await report
         except asyncio.CancelledError:
@@ -202,17 +204,15 @@ class PhaseCoordinator:
             answer.cancel()
         return handle
 
-    async def _received(self, task: Task, receipt: Any, watcher: "asyncio.Task[None]") -> None:
+    async def _received(self, task: Task, receipt: Coroutine[Any, Any, None], watcher: "asyncio.Task[None]") -> None:
         """Wait until a task is done. Raises what it raised, or that it took too long or its agent was given up."""
-        call = asyncio.ensure_future(receipt)
+        call = asyncio.create_task(receipt)
         try:
             done, _ = await asyncio.wait([call, watcher], timeout=task.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 self._clear_the_way(task.agent)
                 raise TimeoutError(f"not done within its {task.timeout:g} s")
-            if (
-                call not in done
-            ):  # the agent is dead or was given up, which its call soon says; on a lost node it may not
+            if call not in done:  # its agent is dead or given up; the call soon says so, unless its node is lost
                 done, _ = await asyncio.wait([call], timeout=self.context.supervision.hang_seconds)
                 if not done:
                     raise ActorDiedError
@@ -361,6 +361,15 @@ def _named(task: Task, model: str) -> Task:
         return task
     inputs = {argument: f"{model}/{name}" for argument, name in task.inputs.items()}
     return replace(task, id=f"{model}/{task.id}", after=tuple(f"{model}/{name}" for name in task.after), inputs=inputs)
+
+
+async def _done(report: Any, receipt: Any) -> None:
+    """Wait for a task's receipt, fetching no report. Raises what the task raised."""
+    try:
+        await receipt
+    except RayError:
+        await report  # it has failed, too, and Ray logs failures that nobody looks at
+        raise
 
 
 def _cause(error: Exception) -> BaseException:

@@ -218,11 +218,12 @@ def test_what_others_take_as_input_stays_in_the_object_store(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_task_that_exceeds_its_time_is_stopped_and_tried_again(tmp_path: Path) -> None:
-    task = Task("t", "one", "fail_first", {"kind": "stall"}, timeout=5)
+    task = Task("t", "one", "fail_first", {"kind": "stall"}, timeout=8)
     reports, events = run(tmp_path, [task])
-    assert reports == {"t": "stall 2 1"}
-    assert [event["error_class"] for event in events if event["kind"] == "recovery"] == ["transient"]
-    assert strategies(events) == ["retry"]
+    assert reports["t"].startswith("stall")
+    recovery = next(event for event in events if event["kind"] == "recovery")
+    assert (recovery["error_class"], recovery["strategy"]) == ("transient", "retry")
+    assert "not done within its 8 s" in recovery["error"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
