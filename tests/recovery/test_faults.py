@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phases import storage
@@ -40,6 +40,7 @@ def is_progress(point: Point) -> bool:
     return point.hook == "progress"
 
 
+@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 20))
 def test_a_plan_is_a_function_of_the_seed_and_not_of_the_order_of_points(seed: int, count: int) -> None:
     wanted = [(Kind.KILL, is_progress)] * count
