@@ -54,11 +54,12 @@ class Evolver(Agent):
     def __init__(self, run: str, phase: str, name: str) -> None:
         super().__init__(run, phase, name)
         self.files = RunFiles(run)  # with what both tasks need, once it is there
+        _evolvers[name] = self
 
     def evolve(self, task: str, config: EvoMergeConfig, seed: int, cpus: float, gpus: float) -> None:
         """Search until patience or generations are used up; what was found is in the run directory."""
         torch.set_num_threads(1)
-        reports = _Reports(self, task, config.evolution.generations)
+        reports = _Reports(self.name, task, config.evolution.generations)
         evolve(self.files, config, seed, cpus=cpus, gpus=gpus, callbacks=[reports])
 
     def finish(self, task: str, config: EvoMergeConfig, seed: int, start: datetime) -> PhaseResult:
@@ -106,16 +107,23 @@ def _measure(genomes: Sequence[Genome], workers: Workers, config: EvoMergeConfig
         pool.stop()
 
 
-class _Reports(tune.Callback):
-    """Passes the generations of the islands on as the agent's progress."""
+_evolvers: dict[str, Evolver] = {}  # of this process, by name
 
-    def __init__(self, agent: Agent, task: str, generations: int) -> None:
+
+class _Reports(tune.Callback):
+    """Passes the generations of the islands on as the agent's progress.
+
+    Tune stores its callbacks and takes them from there when it goes on, so this one knows the agent by name only.
+    """
+
+    def __init__(self, agent: str, task: str, generations: int) -> None:
         self.agent, self.task, self.generations = agent, task, generations
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        agent = _evolvers[self.agent]
         done = result["number"] + 1
         metrics = {name: float(result[name]) for name in _REPORTED if name in result}
         metrics |= {"generation": done, "total_generations": self.generations, "progress": done / self.generations}
-        self.agent.report(self.task, done, self.generations, metrics)
+        agent.report(self.task, done, self.generations, metrics)
         record = {"task": "evolve", "island": trial.config["island"], "step": done} | metrics
-        self.agent.log_metrics(f"{FOLDER}/metrics.jsonl", record)
+        agent.log_metrics(f"{FOLDER}/metrics.jsonl", record)
