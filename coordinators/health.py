@@ -31,14 +31,14 @@ from actors.flow import flow_name
 from actors.metrics import HealthGauges
 from phases import storage
 from phases.modeldir import folder_name
-from recovery.health import Health, HealthSettings
+from recovery.health import ENDED, Health, HealthSettings, agent_key
 
 NEWEST, HISTORY, OLDER = "health.json", "health.jsonl", "health.1.jsonl"
 _HISTORY_SECONDS = 30.0
 _HISTORY_BYTES = 1 << 20  # and as much again in the older file
 _FEED_SECONDS = 1.0
 _FEED_KEPT = 10_000
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS, _START_SECONDS = 30.0, 300.0  # a worker of Ray starts slowly on a busy machine
 _LONGEST_PAUSE_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class PipelineHealthMonitor:
         while True:
             try:
                 await self.look()
-            except (RayError, OSError) as error:
+            except Exception as error:  # whatever it is, the next look may be better
                 _log.warning("the health of %s could not be looked at: %s", self.run_uri, error)
             await asyncio.sleep(self.settings.interval_seconds)
 
@@ -144,9 +144,9 @@ class PipelineHealthMonitor:
         agents = {name.removeprefix(prefix) for name in named if name.startswith(prefix) and name.count("/") > 1}
         alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = {f"{node['NodeManagerAddress']} {node['NodeID'][:6]}": str(node["NodeID"]) for node in alive}
-        for name in agents - self._handles.keys():
+        for name in agents:
             with suppress(ValueError):  # it has ended in the meantime
-                self._handles[name] = ray.get_actor(prefix + name, NAMESPACE)
+                self._know(name, ray.get_actor(prefix + name, NAMESPACE))
         for name in self._probed(nodes) - self._handles.keys():
             there = NodeAffinitySchedulingStrategy(nodes[name], soft=False)
             probe: Any = ray.remote(NodeProbe)
@@ -158,6 +158,12 @@ class PipelineHealthMonitor:
     def _probed(self, nodes: Mapping[str, str]) -> set[str]:
         """Return the names of the nodes that need a probe: all but this one."""
         return {name for name, identity in nodes.items() if identity != self._node}
+
+    def _know(self, name: str, handle: Any) -> None:
+        """Take an agent's handle; that of an earlier incarnation, with what it was asked, counts no more."""
+        if name not in self._handles or self._handles[name]._actor_id != handle._actor_id:
+            self._forget(name)
+            self._handles[name] = handle
 
     def _forget(self, name: str) -> None:
         self._handles.pop(name, None)
@@ -221,6 +227,7 @@ class HealthFeed:
     def __init__(self, run: str, settings: HealthSettings, emit: Callable[..., None]) -> None:
         self.run_uri, self.settings, self._emit = run, settings, emit
         self._events = deque[Timed](maxlen=_FEED_KEPT)
+        self._under_way: dict[str, Timed] = {}  # by agent, for the next monitor
         self._monitor: Any = None
         self._answered = False
         self._pump: asyncio.Task[None] | None = None
@@ -243,7 +250,12 @@ class HealthFeed:
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
         """Take an event of the run."""
-        self._events.append((time.time(), kind, dict(data)))
+        event = (time.time(), kind, dict(data))
+        self._events.append(event)
+        if kind == "task_started":
+            self._under_way[agent_key(data["phase"], data["agent"])] = event
+        elif kind in ENDED:
+            self._under_way.pop(agent_key(data["phase"], data["agent"]), None)
 
     async def _feed(self) -> None:
         pause = _FEED_SECONDS
@@ -251,6 +263,7 @@ class HealthFeed:
             try:
                 if self._monitor is None:
                     self._monitor = await asyncio.to_thread(spawn_monitor, self.run_uri, self.settings)
+                    self._events.extendleft(event for event in self._under_way.values() if event not in self._events)
                 await self._exchange()
                 pause = _FEED_SECONDS
             except Exception as error:  # whatever it is, the run must not end for it
@@ -262,7 +275,8 @@ class HealthFeed:
     async def _exchange(self) -> None:
         """Hand over the events and take the alerts."""
         events = [self._events.popleft() for _ in range(len(self._events))]
-        alerts = await asyncio.wait_for(self._monitor.observe.remote(events), _PATIENCE_SECONDS)
+        patience = _PATIENCE_SECONDS if self._answered else _START_SECONDS
+        alerts = await asyncio.wait_for(self._monitor.observe.remote(events), patience)
         self._answered = True
         for alert in alerts:
             self._emit("alert", **alert)

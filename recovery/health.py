@@ -16,7 +16,7 @@ from recovery.strategies import RERUNS
 from recovery.trends import Alarms, Alert, Availability, Series, Tally, upper_tail
 
 _MISSED_TO_ALARM = 3
-_ENDED = ("task_finished", "task_failed")
+ENDED = ("task_finished", "task_failed")
 
 
 class HealthSettings(Settings):
@@ -65,7 +65,7 @@ class Health:
             self._events.add(time, "attempts")
             self._agent(data).expected = True
             self._agent(data).task = data["task"]
-        elif kind in _ENDED:
+        elif kind in ENDED:
             agent = self._agent(data)
             agent.expected, agent.task, agent.missed = False, "", 0
             agent.doubtful.clear()

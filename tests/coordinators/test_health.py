@@ -36,7 +36,7 @@ async def pid_of(handle: Any) -> int:
     return pid
 
 
-async def until(condition: Any, seconds: float = 60) -> None:
+async def until(condition: Any, seconds: float = 300) -> None:
     """Wait for something that must come sooner or later."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -84,6 +84,25 @@ def test_agents_nodes_and_queues_are_seen_and_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_an_agent_that_was_replaced_on_purpose_has_missed_nothing(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+
+    async def scenario() -> None:
+        monitor = spawn_monitor(run, HealthSettings(interval_seconds=1000, answer_seconds=20))
+        for _ in range(2):
+            agent = spawn(Agent, run, "p", "a")
+            await agent.progress.remote()
+            await monitor.observe.remote([(time.time(), "task_started", WORK)])
+            report = await monitor.look.remote()
+            assert report["agents"]["p/a"]["missed"] == 0
+            assert report["agents"]["p/a"]["uptime"] > 0
+            ray.kill(agent)  # to make way for another
+        ray.kill(monitor)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_agent_that_does_not_answer_counts_and_is_told(tmp_path: Path, sent: signal.Signals) -> None:
     run, alerts = tmp_path / "run", list[dict[str, Any]]()
@@ -112,11 +131,13 @@ def test_a_monitor_that_dies_is_replaced_and_one_that_cannot_write_is_survived(t
 
     async def scenario() -> None:
         async with HealthFeed(str(run), SETTINGS, lambda *_, **__: None) as feed:
-            await until(lambda: (run / NEWEST).exists())
+            feed.note("task_started", WORK)
+            await until(lambda: (run / NEWEST).exists() and newest(run)["agents"])
             first = await pid_of(feed._monitor)
             os.kill(first, signal.SIGKILL)
             before = newest(run)["time"]
-            await until(lambda: newest(run)["time"] > before + 1)
+            await until(lambda: newest(run)["time"] > before + 1 and newest(run)["agents"])
+            assert newest(run)["agents"]["p/a"]["task"] == "t"
             assert await pid_of(feed._monitor) != first
         with pytest.raises(ValueError, match="Failed to look up actor"):
             ray.get_actor(f"{folder_name(str(run))}/health", "agent-forge")
@@ -143,7 +164,7 @@ def test_a_frozen_monitor_does_not_keep_a_run_from_ending(tmp_path: Path) -> Non
             feed.note("task_started", WORK)
         return frozen
 
-    frozen = asyncio.run(asyncio.wait_for(scenario(), 60))
+    frozen = asyncio.run(asyncio.wait_for(scenario(), 600))
     with suppress(ProcessLookupError):
         os.kill(frozen, signal.SIGKILL)
 
@@ -218,7 +239,7 @@ def test_the_gauges_appear_among_rays_metrics(tmp_path: Path) -> None:
         async with HealthFeed(run, SETTINGS, lambda *_, **__: None) as feed:
             feed.note("task_started", WORK)
             found = ""
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while "forge_agent_silent_seconds{" not in found:
                 assert time.monotonic() < deadline, found[-2000:]
                 await asyncio.sleep(0.5)
