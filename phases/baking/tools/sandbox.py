@@ -1,11 +1,12 @@
 """`code_execution`: a short Python program in a process of its own that can compute and print, and nothing else.
 
-Three layers, each tested without the ones before it:
+Three layers; the second and third are tested with the first left out:
 1. `screen` reads the program: imports beyond a list and names that begin with an underscore are refused before it runs.
 2. An audit hook in the child (`sandbox_child`), which a program cannot remove, refuses files, sockets, processes,
    ctypes and further imports, however a program came by them.
 3. The kernel: CPU, memory, file size and process limits, wall time, an empty folder, an empty environment, another user
    where we are root, and a network namespace without interfaces where we may make one.
+What is left to a program that gets past the first: it can see whether a path exists, and a file's size (`os.stat`).
 """
 
 import ast
