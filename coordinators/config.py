@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from coordinators.alerts import AlertSettings
 from coordinators.schedule import SchedulingSettings
 from phases import rundir
+from phases.bitnet.config import BitNetConfig
 from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
 from phases.errors import ConfigError
@@ -54,6 +55,7 @@ class PipelineConfig(Settings):
     corpus: CorpusConfig = CorpusConfig()
     cognate: CognateConfig = CognateConfig()
     evomerge: EvoMergeConfig = EvoMergeConfig()
+    bitnet: BitNetConfig = BitNetConfig()
     recovery: RecoverySettings = RecoverySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
@@ -68,8 +70,8 @@ class PipelineConfig(Settings):
             raise ValueError(f"unknown phases {unknown}; known are {', '.join(rundir.PHASES)}")
         if list(phases) != sorted(set(phases), key=rundir.PHASES.index):
             raise ValueError(f"must be in the order {', '.join(rundir.PHASES)}, each once")
-        if "evomerge" in phases and "cognate" not in phases:
-            raise ValueError("evomerge merges the models of cognate; run cognate,evomerge")
+        if "cognate" not in phases:
+            raise ValueError("the other phases work on the models of cognate; begin with it")
         return phases
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from actors.agent import as_actor, start_named
+from coordinators.bitnet import BitNetCoordinator
 from coordinators.cognate import CognateCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.evomerge import EvoMergeCoordinator
@@ -21,9 +22,10 @@ from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
 
-COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator]] = {
+COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator | BitNetCoordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
+    "bitnet": BitNetCoordinator,
 }
 _JOURNALLED = {
     "phase_started",

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from phases.evomerge.search import read_search
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
-_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge"}
+_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge", "bitnet": "BitNet"}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -89,9 +90,9 @@ def _plots(run: str, phases: list[str]) -> Iterator[_Plot]:
                 yield _Plot(title, label, Markup(svg[svg.index("<svg") :]))
 
 
-def _draw_losses(run: str, figure: Figure) -> bool:
+def _draw_losses(phase: str, run: str, figure: Figure) -> bool:
     """Draw each model's loss, every step faintly and a running mean. A resumed run's repeated steps count once."""
-    path = storage.join(run, rundir.phase_folder("cognate"), "metrics.jsonl")
+    path = storage.join(run, rundir.phase_folder(phase), "metrics.jsonl")
     if not storage.exists(path):
         return False
     losses: dict[str, dict[int, float]] = {}
@@ -133,6 +134,7 @@ def _draw_evolution(run: str, figure: Figure) -> bool:
 
 
 _FIGURES = (
-    ("cognate", "Training", "Training loss of each model over optimiser steps", _draw_losses),
+    ("cognate", "Training", "Training loss of each model over optimiser steps", partial(_draw_losses, "cognate")),
     ("evomerge", "Evolution", "Fitness and diversity over the generations of the search", _draw_evolution),
+    ("bitnet", "Quantisation", "Training loss of candidates and controls over steps", partial(_draw_losses, "bitnet")),
 )

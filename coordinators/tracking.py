@@ -192,6 +192,14 @@ def _evomerge_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
         logger.log_artifact(name, path, kind="model" if best else "search", best=best, metadata={})
 
 
+def _bitnet_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
+    if result.model is not None:
+        metadata = {"sha256": result.model.sha256}
+        logger.log_artifact("bitnet_model", result.model.uri, kind="model", best=True, metadata=metadata)
+    for name, path in result.artifacts.items():
+        logger.log_artifact(f"bitnet_{name}", path, kind="export", metadata={})
+
+
 def _training_metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the documented keys, each curve under the name of its model."""
     metrics, model = event["metrics"], event["agent"]
@@ -215,5 +223,11 @@ def _search_metrics(event: dict[str, Any]) -> dict[str, float]:
     return {f"evomerge/{key}": value for key, value in found.items() if value is not None}
 
 
-_CURVES = {"cognate": _training_metrics, "evomerge": _search_metrics}
-_ARTIFACTS = {"cognate": _cognate_artifacts, "evomerge": _evomerge_artifacts}
+def _quantisation_metrics(event: dict[str, Any]) -> dict[str, float]:
+    """Return the curves of a candidate or a control under its name."""
+    model = event["agent"].replace(" ", "_")
+    return {f"bitnet/{model}/{key}": value for key, value in event["metrics"].items()}
+
+
+_CURVES = {"cognate": _training_metrics, "evomerge": _search_metrics, "bitnet": _quantisation_metrics}
+_ARTIFACTS = {"cognate": _cognate_artifacts, "evomerge": _evomerge_artifacts, "bitnet": _bitnet_artifacts}

@@ -9,16 +9,17 @@
 """
 
 from phases import storage
-from phases.contract import PhaseResult
+from phases.contract import ModelRef, PhaseResult
 from phases.errors import ArtifactError
 
 CORPUS = "00_corpus"
-PHASES = ("cognate", "evomerge")
+FOLDERS = {"cognate": "01_cognate", "evomerge": "02_evomerge", "bitnet": "04_bitnet"}
+PHASES = tuple(FOLDERS)
 
 
 def phase_folder(phase: str) -> str:
     """Return the folder of a phase relative to the run directory, e.g. `01_cognate`."""
-    return f"{PHASES.index(phase) + 1:02d}_{phase}"
+    return FOLDERS[phase]
 
 
 def result_path(phase: str) -> str:
@@ -38,6 +39,18 @@ def read_result(run: str, phase: str) -> PhaseResult:
         return PhaseResult.model_validate_json(storage.read_bytes(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: not a phase result ({error})") from error
+
+
+def handed_on(run: str, phase: str) -> ModelRef:
+    """Return the model that a phase takes: of the last finished phase before it.
+
+    Raises `ArtifactError` where there is none.
+    """
+    before = PHASES[: PHASES.index(phase)]
+    models = [read_result(run, name).model for name in finished_phases(run) if name in before]
+    if not models or models[-1] is None:
+        raise ArtifactError(f"{run}: no phase before {phase} has handed on a model")
+    return models[-1]
 
 
 def write_result(run: str, result: PhaseResult) -> str:
