@@ -1,8 +1,8 @@
 """Which token a thought goes on with: nucleus sampling, its probabilities, and greed that is greedy.
 
-The nucleus is the smallest set of likeliest tokens whose mass reaches `top_p` (Holtzman et al. 2020); its least
-probability is found by bisection, which needs no sorting. What was sampled is scored under the same truncated and
-renormalised distribution, or its gradient would be that of another policy.
+The nucleus is the smallest set of likeliest tokens whose mass reaches `top_p` (Holtzman et al. 2020). What was
+sampled is scored under the same truncated and renormalised distribution, or its gradient would be that of another
+policy.
 
 Shapes: N places, V vocabulary.
 """
@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from phases.corpus.special import SPECIAL_TOKENS
 from phases.settings import Settings
 
-_HALVINGS = 30
 _CHUNK_BYTES = 1 << 25  # of logits that are held at once when scoring
 
 
@@ -43,16 +42,20 @@ def next_tokens(logits: Tensor, allowed: Tensor, config: SamplingConfig) -> Tens
     return torch.searchsorted(total, torch.minimum(drawn, total[:, -1:].nextafter(drawn.new_zeros(())))).squeeze(-1)
 
 
-def nucleus(p: Tensor, top_p: float) -> Tensor:
-    """Return the least probability in the nucleus of each row of `p` (N, V), (N, 1); 0 where all are in it."""
+def nucleus(p: Tensor, top_p: float, look_at: int = 64) -> Tensor:
+    """Return the least probability in the nucleus of each row of `p` (N, V), (N, 1); 0 where all are in it.
+
+    The likeliest `look_at` tokens of a row are usually enough; all are ordered only where they are not.
+    """
     if top_p >= 1:
         return p.new_zeros(len(p), 1)
-    low, high = p.new_zeros(len(p), 1), p.amax(-1, keepdim=True)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        enough = torch.where(p >= middle, p, 0).sum(-1, keepdim=True) >= top_p
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return low
+    top = p.topk(min(look_at, p.shape[1]), dim=-1).values
+    mass = top.cumsum(-1)
+    least = top.gather(1, (mass - top < top_p).sum(-1, keepdim=True) - 1)
+    wide = (mass[:, -1] < top_p).nonzero()[:, 0]
+    if len(wide) and look_at < p.shape[1]:
+        least[wide] = nucleus(p[wide], top_p, p.shape[1])
+    return least
 
 
 def log_probabilities(hidden: Tensor, head: Tensor, tokens: Tensor, allowed: Tensor, config: SamplingConfig) -> Tensor:
