@@ -156,9 +156,14 @@ def _claimed_hardware(module: Module, scope: Scope) -> Iterator[Finding]:
     asks = found and (found[0] in {"supports", "has", "detect", "is", "check", "probe"} or "available" in found)
     if not asks or not _HARDWARE & set(found) or not scope.returns:
         return
-    says_yes = all(isinstance(value, ast.Constant) and value.value is True for value in scope.returns)
+    says_yes = all(_is_yes(scope, value) for value in scope.returns)
     if says_yes and all(is_trivial(call) for call in scope.calls):
         yield module.finding("T12", scope.function, f"{scope.function.name} says yes without looking")
+
+
+def _is_yes(scope: Scope, value: ast.expr) -> bool:
+    given = scope.values.get(value.id, []) if isinstance(value, ast.Name) else [value]
+    return bool(given) and all(isinstance(one, ast.Constant) and one.value is True for one in given)
 
 
 def _empty_timing(module: Module, function: str, body: list[ast.stmt]) -> Iterator[Finding]:

@@ -196,8 +196,10 @@ def _waiting(module: Module, scope: Scope) -> Iterator[Finding]:
 
 
 def _is_notice(call: ast.Call) -> bool:
-    """Say whether a call only tells someone: callbacks for progress, or building a result from names and literals."""
+    """Say whether a call only tells someone, or only builds a result: of names and literals, or of blanks."""
     parts = set(words.parts(call_name(call)))
+    if call_name(call) in {"zeros", "ones", "empty", "full", "zeros_like", "ones_like"}:
+        return True  # an answer of the right shape
     plain = all(isinstance(argument, ast.Name | ast.Constant) for argument in call.args)
     return bool({"progress", "notify", "callback", "emit", "status"} & parts) or (
         call_name(call)[:1].isupper() and plain

@@ -123,8 +123,10 @@ def _is_one(value: ast.expr) -> bool:
 
 def _floored(module: Module, scope: Scope, name: str, value: ast.expr) -> Iterator[Finding]:
     good = words.is_fraction(name) or not words.is_metric(name)  # the name of a function may say only that it measures
-    if good and isinstance(value, ast.Call) and call_name(value) == "max" and len(value.args) == 2:
-        for number in map(scope.literal, value.args):
+    call = call_name(value) if isinstance(value, ast.Call) else ""
+    if good and isinstance(value, ast.Call) and call in {"max", "clip", "clamp"} and len(value.args) >= 2:
+        lowest = value.args if call == "max" else value.args[1:2]  # clip(x, lowest, highest)
+        for number in map(scope.literal, lowest):
             if number is not None and number >= 0.5:
                 yield module.finding("T7", value, f"{name} can never be below a literal", number)
     elif isinstance(value, ast.Call) and call_name(value) == "min" and words.parts(name)[-2:] == ("error", "rate"):

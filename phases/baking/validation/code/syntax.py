@@ -156,9 +156,9 @@ class Scope:
                 return self.literal(inner, depth)
             case ast.Subscript(value=table) | ast.Call(func=ast.Attribute(value=table, attr="get")) if depth:
                 return self._looked_up(table, depth)
-            case ast.BinOp(left=left, right=right):
-                both = self.literal(left, depth), self.literal(right, depth)
-                return both[0] if None not in both else None
+            case ast.BinOp(left=left, op=operation, right=right):
+                first, second = self.literal(left, depth), self.literal(right, depth)
+                return None if first is None or second is None else _arithmetic(operation, first, second)
         return None
 
     def _looked_up(self, table: ast.expr, depth: int) -> float | None:
@@ -192,6 +192,20 @@ class Scope:
             case ast.Name(id=name) if depth:
                 return any(self.is_draw(value, depth - 1) for value in self.values.get(name, ()))
         return False
+
+
+def _arithmetic(operation: ast.operator, first: float, second: float) -> float | None:
+    """Return the result of one of the four operations, None for another or where it has none."""
+    match operation:
+        case ast.Add():
+            return first + second
+        case ast.Sub():
+            return first - second
+        case ast.Mult():
+            return first * second
+        case ast.Div() if second:
+            return first / second
+    return None
 
 
 def is_draw_call(call: ast.Call) -> bool:
