@@ -194,6 +194,88 @@ def merge(
 
 
 @app.command()
+def quantize(
+    model: Annotated[
+        str, typer.Argument(help="Model directory of ours, a run, or a LLaMA-like safetensors directory.")
+    ],
+    out: Annotated[str, typer.Argument(help="Folder for the quantised file and the tokenizer.")],
+    form: Annotated[str, typer.Option("--format", help="onnx, gguf, torch or archive.")] = "onnx",
+    exact: Annotated[bool, typer.Option("--exact", help="Per-token activation scales, exactly BitNet's.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model with ternary weights. One that was not trained for it loses by it: phase 4 is what trains.
+
+    Example: forge quantize runs/demo quantised --format archive
+    """
+    from phases import modeldir, storage
+    from phases.bitnet.export import NAMES, quantise_directory
+
+    if form not in NAMES:
+        raise ConfigError.of("--format", form, "not known", f"choose one of {', '.join(NAMES)}")
+    source = modeldir.find_model(model) if storage.exists(storage.join(model, "journal")) else model
+    path = quantise_directory(source, out, form, exact=exact)
+    size = path.stat().st_size
+    if as_json:
+        _print_json({"file": str(path), "bytes": size})
+    else:
+        console.print(f"[bold]file[/] {path}: {size / 1e6:,.2f} MB", soft_wrap=True)
+
+
+@app.command()
+def audit(
+    path: Annotated[str, typer.Argument(help="A run, a model directory, a JSON report or a tree of Python files.")],
+    as_json: Json = False,
+) -> None:
+    """Look for claims that nothing was measured for, and measure again what can be. Exit code 1 where one is refuted.
+
+    Example: forge audit runs/demo
+    """
+    from phases.baking.validation.audit import audit_apart
+
+    report = audit_apart(path)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        for finding in report.findings:
+            line = f"{finding.test} {finding.path}:{finding.where}: {finding.why}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        checked = ", ".join(f"{count} {what}" for what, count in report.checked.items())
+        console.print(f"{len(report.findings)} refuted; looked at {checked}", highlight=False, soft_wrap=True)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+compliance = typer.Typer(no_args_is_help=True, help="How a code base stands by published rules.")
+app.add_typer(compliance, name="compliance")
+
+
+@compliance.command()
+def pot10(
+    path: Annotated[Path, typer.Argument(help="A Python file or a folder.")],
+    as_json: Json = False,
+) -> None:
+    """Check the ten rules of Holzmann's "Power of Ten" (2006), adapted to Python: findings, a table and a score.
+
+    Example: forge compliance pot10 phases
+    """
+    from phases.compliance.check import check
+
+    report = check(path)
+    if as_json:
+        _print_json(report.model_dump(mode="json") | {"score": report.score, "table": report.table})
+        return
+    for finding in report.findings:
+        console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
+    table = Table(title=f"{report.functions} functions in {report.files} files")
+    for column in ("rule", "kept by"):
+        table.add_column(column)
+    for rule, share in report.table.items():
+        table.add_row(rule, f"{share:.1%}")
+    console.print(table)
+    console.print(f"score {report.score:.1%} of (function, rule) pairs")
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="Model directory, or a run: its newest model.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")],

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import ray
 from ray._common.utils import get_system_memory  # Ray's own view of memory, which knows of containers
 from ray._private.utils import get_used_memory

@@ -21,6 +21,7 @@ def forge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "merge", "generate", "serve", "bench"]
+COMMANDS += ["quantize", "audit", "compliance"]
 
 
 def test_help_names_every_command() -> None:
@@ -43,6 +44,10 @@ def test_help_names_every_command() -> None:
         (("generate", "/nowhere", "--prompt", "x"), "neither a model directory nor a run"),
         (("merge", "/nowhere.yml", "out"), "recipe = '/nowhere.yml': cannot be read"),
         (("bench", "nothing"), "choose one of"),
+        (("quantize", "/nowhere", "out"), "/nowhere"),
+        (("quantize", "/nowhere", "out", "--format", "onyx"), "choose one of onnx, gguf, torch, archive"),
+        (("audit", "/nowhere"), "/nowhere"),
+        (("compliance", "pot10", "/nowhere"), "/nowhere"),
     ],
 )
 def test_errors_name_the_thing_and_leave_nothing(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
@@ -63,6 +68,12 @@ def test_merge_writes_a_model_directory(tmp_path: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["sha256"] == modeldir.open_ref(str(tmp_path / "out")).sha256
     assert torch.equal(modeldir.load_tensors(str(tmp_path / "out"))["blocks.0.w"], torch.full((2, 2), 2.0))
+
+
+def test_compliance_gives_findings_and_a_score() -> None:
+    found = json.loads(forge("compliance", "pot10", "phases/seeds.py", "--json").stdout)
+    assert 0 < found["score"] <= 1
+    assert len(found["table"]) == 10
 
 
 def test_bench_lists_the_benchmarks() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as states  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
 from torch import Tensor
 
