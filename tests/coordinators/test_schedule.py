@@ -249,6 +249,7 @@ def test_a_failure_stops_its_own_plan_alone() -> None:
 
 def test_a_cancelled_run_has_cancelled_and_awaited_what_was_under_way() -> None:
     async def go() -> World:
+        before = asyncio.all_tasks()
         world, scheduler = World(), Scheduler()
         plan = [Task("a", "one", "work"), Task("b", "two", "work"), Task("c", "one", "work")]
         run = asyncio.create_task(scheduler.run(plan, world.perform))
@@ -257,7 +258,7 @@ def test_a_cancelled_run_has_cancelled_and_awaited_what_was_under_way() -> None:
         with pytest.raises(asyncio.CancelledError):
             await run
         assert not world.running
-        assert len(asyncio.all_tasks()) == 1
+        assert asyncio.all_tasks() == before
         again = asyncio.create_task(scheduler.run([Task("d", "one", "work")], world.perform))
         await world.go_on()
         world.running["d"].set_result("done")
