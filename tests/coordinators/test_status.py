@@ -227,7 +227,15 @@ def test_a_watch_ends_quietly_at_ctrl_c_and_prints_json_lines_if_asked(run: str)
     root = Path(__file__).parent.parent.parent
     command = [sys.executable, str(root / "forge.py"), "status", run, "--watch", "--json"]
     with Lease(run):
-        watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+        watcher = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            # Whoever runs the tests in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         assert watcher.stdout is not None
         lines = [watcher.stdout.readline() for _ in range(2)]
         watcher.send_signal(signal.SIGINT)
