@@ -188,6 +188,8 @@ async def nodes(monitor, count):
 
 async def scenario():
     monitor = spawn_monitor(sys.argv[1], HealthSettings())
+    await nodes(monitor, 1)  # so it is on the node that stays
+    second = await asyncio.to_thread(cluster.add_node, num_cpus=1, **size_of_store)
     await nodes(monitor, 2)
     await asyncio.to_thread(cluster.remove_node, second)
     await nodes(monitor, 1)
@@ -196,7 +198,6 @@ size_of_store = {"object_store_memory": 80 << 20}
 fast = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": fast} | size_of_store)
 ray.init(address=cluster.address, log_to_driver=False)
-second = cluster.add_node(num_cpus=1, **size_of_store)
 asyncio.run(scenario())
 ray.shutdown()
 cluster.shutdown()
