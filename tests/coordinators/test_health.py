@@ -189,7 +189,7 @@ async def nodes(monitor, count):
 async def scenario():
     monitor = spawn_monitor(sys.argv[1], HealthSettings())
     await nodes(monitor, 1)  # so it is on the node that stays
-    second = await asyncio.to_thread(cluster.add_node, num_cpus=1, **size_of_store)
+    second = cluster.add_node(num_cpus=1, **size_of_store)
     await nodes(monitor, 2)
     await asyncio.to_thread(cluster.remove_node, second)
     await nodes(monitor, 1)
