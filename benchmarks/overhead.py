@@ -104,7 +104,12 @@ def _fresh(script: str, preset: str, steps: int) -> str:
     """Run a script in a fresh process on a run directory of its own and return the last line that it prints."""
     variants = "[{name: reasoning, halt_threshold: 0.95, memory_capacity: 4096, mix: {text: 0.6, pointer: 0.4}}]"
     overrides = [f"cognate.{part}.steps={steps}" for part in ("warm_up", "training")]
-    overrides += [f"cognate.variants={variants}", "cognate.warm_up.threads=1", "tracking.wandb_mode=disabled"]
+    overrides += [
+        "phases=[cognate]",
+        f"cognate.variants={variants}",
+        "cognate.warm_up.threads=1",
+        "tracking.wandb_mode=disabled",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", script, preset, str(Path(folder) / "run"), *overrides]
         outcome = subprocess.run(command, capture_output=True, text=True, check=True)
