@@ -92,9 +92,9 @@ def evolve(
         return Workers(worker, (arrays, others, ledger.folder), cpus, gpus)
 
     run_islands(search.plan, workers(search.evaluator), files.path(f"{FOLDER}/tune"), callbacks)
-    everyone = replay(search.plan, search.evaluator, ledger).everyone
-    _measure(entrants(search.plan, everyone), workers(search.judge), config)
-    write_search(files.uri, phase.finish_search(files, config, seed), config.checkpoint_every)
+    done = replay(search.plan, search.evaluator, ledger)
+    _measure(entrants(search.plan, done.everyone), workers(search.judge), config)
+    write_search(files.uri, phase.conclude(search, done, ledger), config.checkpoint_every)
 
 
 def _measure(genomes: Sequence[Genome], workers: Workers, config: EvoMergeConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.chaos_cluster import LocalCluster
 from benchmarks.harness import FOLDER, progress
-from coordinators.driver import run_status
+from coordinators.status import run_status
 from phases.errors import ForgeError
 from phases.rundir import finished_phases, read_result
 from recovery.faults import OUTSIDE, Fault, FaultLog, Fired, Hit, Kind

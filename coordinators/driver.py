@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from coordinators.alerts import Alerts, webhook_url
 from coordinators.cluster import check_address, connected
 from coordinators.config import PipelineConfig, dump_config
 from coordinators.live import LiveView
+from coordinators.phase import cause_of
 from coordinators.pipeline import finished_result, spawn_pipeline
 from coordinators.status import read_config
-from coordinators.status import run_status as run_status
 from coordinators.tracking import PipelineLogger
 from phases import storage
 from phases.contract import PhaseResult
@@ -139,7 +139,7 @@ def _events(pipeline: Any) -> list[dict[str, Any]] | None:
 
 
 def _stopped(run: str, error: RayError) -> ForgeError:
-    cause = error.cause if isinstance(error, RayTaskError) else error
+    cause = cause_of(error)
     if isinstance(cause, FencedError):
         return FencedError(str(cause))  # the run is another's, and so is its journal
     Journal(run).append("run_stopped", error=str(cause))

@@ -290,13 +290,13 @@ class PhaseCoordinator:
         """Journal that a task has failed for good and return what stops the run."""
         message = _message(error)
         self.emit("task_failed", phase=self.phase, task=task.id, agent=task.agent, error=message)
-        cause = _cause(error)
+        cause = cause_of(error)
         kind = type(cause) if isinstance(cause, ForgeError) else ForgeError
         return kind(f"{task.id}: {message}\n{decision.reason}; {decision.advice}")
 
     def _lost_inputs(self, task: Task, error: Exception) -> set[str]:
         """Return the tasks whose reports a task was to take and could not, since no node has them any more."""
-        cause = _cause(error)
+        cause = cause_of(error)
         if not isinstance(cause, ObjectLostError):
             return set()
         inputs = {name: self._reports[name] for name in task.inputs.values()}
@@ -372,10 +372,11 @@ async def _done(report: Any, receipt: Any) -> None:
         raise
 
 
-def _cause(error: Exception) -> BaseException:
+def cause_of(error: Exception) -> BaseException:
+    """Return what the work itself raised, where Ray has wrapped it."""
     return error.cause if isinstance(error, RayTaskError) else error
 
 
 def _message(error: Exception) -> str:
-    cause = _cause(error)
+    cause = cause_of(error)
     return str(cause) if isinstance(cause, ForgeError) else f"{type(cause).__name__}: {cause}"

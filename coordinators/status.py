@@ -4,7 +4,6 @@
 report tells its time, and whether somebody works in the run is taken from the lease and not from the last event.
 """
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from phases.errors import ArtifactError
 from recovery.checkpoints import Checkpoints
 from recovery.health import agent_key, breaker_key
 from recovery.journal import LOSS, Event, Journal
-from recovery.lease import EXPIRY_SECONDS, process_start
+from recovery.lease import Lease
 from recovery.strategies import Strategy
 
 _RECOVERIES = 20  # the newest, listed; all are counted
@@ -38,7 +37,7 @@ def run_status(run: str) -> dict[str, Any]:
     """Return how far a run is, how it fares, and what a person should know. Raises `ArtifactError` as `read_config`."""
     config, events = read_config(run), list(Journal(run).read())
     finished = rundir.finished_phases(run)
-    holder = _holder(run)
+    holder = Lease(run).holder()
     problems = list[str]()
     health, queues, degraded, checkpoints = (
         _unless_damaged(part, run, problems) for part in (_health, _queues, _degraded, _checkpoints)
@@ -110,28 +109,6 @@ def _task(event: Event) -> str:
 def _recovery(event: Event) -> str:
     data = event.data
     return f"{data['task']}: {data['error_class']} -> {data['strategy']} ({data['error']})"
-
-
-def _holder(run: str) -> Mapping[str, Any] | None:
-    """Return host and process of whoever holds the lease and renews it, None where nobody does."""
-    folder = storage.join(run, "lease")
-    epochs = [name for name in storage.names(folder) if name.isdigit()]
-    sign: Mapping[str, Any] = _sign_of_life(storage.join(folder, epochs[-1])) if epochs else {"released": True}
-    if sign.get("released") or time.time() - float(sign["time"]) > EXPIRY_SECONDS:
-        return None
-    here = sign["host"] == socket.gethostname()
-    return None if here and process_start(int(sign["pid"])) != sign["started"] else sign
-
-
-def _sign_of_life(lease: str) -> Mapping[str, Any]:
-    """Return the newest sign of a lease's owner; one that is damaged or being replaced says that it is nobody's."""
-    for path in (f"{lease}.beat", lease):
-        try:
-            sign: Mapping[str, Any] = storage.read_json(path)
-            return sign
-        except ArtifactError:
-            continue
-    return {"released": True}
 
 
 def _unless_damaged(part: Callable[[str], dict[str, Any]], run: str, problems: list[str]) -> dict[str, Any]:

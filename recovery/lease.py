@@ -63,10 +63,18 @@ class Lease:
     def take(self) -> None:
         """Take the lease. Raises `BusyError` where a live process has it, or was faster just now."""
         written = Journal(self.run).newest_epoch()  # epochs grow even where somebody has removed the folder
-        if epochs := self._epochs():
-            self._refuse_if_held(epochs[-1])
+        epochs = self._epochs()
+        if (owner := self._holder(epochs)) is not None:
+            raise BusyError(
+                f"{self.run}: process {owner['pid']} on {owner['host']} is working in this run directory;"
+                f" wait for it, stop it, or choose another --run-dir"
+            )
         with self._lock:
             self._claim(max([written, *epochs]) + 1)
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return host and process of whoever has the lease and renews it, None where nobody does."""
+        return self._holder(self._epochs())
 
     def renew(self) -> None:
         """Tell others that this process lives. Raises `FencedError` where one of them has taken over."""
@@ -120,13 +128,9 @@ class Lease:
             storage.remove(self._path(earlier))
             storage.remove(self._path(earlier) + _BEAT)
 
-    def _refuse_if_held(self, epoch: int) -> None:
-        owner = self._last_sign(epoch)
-        if owner is not None and self._is_live(owner):
-            raise BusyError(
-                f"{self.run}: process {owner['pid']} on {owner['host']} is working in this run directory;"
-                f" wait for it, stop it, or choose another --run-dir"
-            )
+    def _holder(self, epochs: list[int]) -> dict[str, Any] | None:
+        owner = self._last_sign(epochs[-1]) if epochs else None
+        return owner if owner is not None and self._is_live(owner) else None
 
     def _last_sign(self, epoch: int) -> dict[str, Any] | None:
         """Return the newest sign of life of an epoch's owner; None where a crash of the machine has damaged it."""

@@ -72,7 +72,7 @@ def calibrate(run: str, parent: ModelRef, config: BitNetConfig, seed: int) -> St
     path = storage.join(run, FOLDER, STATISTICS)
     if storage.exists(path):
         return Statistics.from_bytes(storage.read_bytes(path))
-    loaded, corpus, wanted = _open(run, parent), _corpus(run), config.calibration
+    loaded, corpus, wanted = _open(run, parent), Corpus.of_run(run), config.calibration
     data_seed, statistics = child_seed(seed, "bitnet", "calibration"), list[Tensor]()
     for step in range(-(-wanted.samples // wanted.batch_size)):
         rows = min(wanted.batch_size, wanted.samples - step * wanted.batch_size)
@@ -100,7 +100,7 @@ def train(
     out = storage.join(run, job.path)
     if modeldir.is_model(out):
         return modeldir.open_ref(out).model_copy(update={"uri": job.path})
-    loaded, corpus = _open(run, job.parent), _corpus(run)
+    loaded, corpus = _open(run, job.parent), Corpus.of_run(run)
     training, data_seed = config.recipe.training, child_seed(seed, "bitnet", "data")
     rows = training.batch_size * training.accumulate
 
@@ -124,7 +124,7 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
 
     Raises `ArtifactError` where a job has left no model.
     """
-    run, corpus = files.uri, _corpus(files.uri)
+    run, corpus = files.uri, Corpus.of_run(files.uri)
     rows = streams(corpus, "validation", config.held_out)
     losses = {job: _loss(run, job, config, seed, rows, corpus) for job in jobs(parent, config)}
     best, fair = (min((j for j in losses if j.kind == kind), key=losses.__getitem__) for kind in ("ternary", "control"))
@@ -244,10 +244,6 @@ def _thresholds(run: str, loaded: LoadedModel, parent: ModelRef, config: BitNetC
 
 def _open(run: str, ref: ModelRef) -> LoadedModel:
     return load_model(storage.join(run, ref.uri), ref.sha256)
-
-
-def _corpus(run: str) -> Corpus:
-    return Corpus.open(storage.local_folder(storage.join(run, rundir.CORPUS)))
 
 
 def _save(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from phases import rundir, storage
+from phases import storage
 from phases.bitnet.config import HeldOutConfig
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.quality import file_bits_per_byte, streams
@@ -16,7 +16,7 @@ from phases.probes import Measurement, RunFiles, probe
 @probe("bitnet/bits_per_byte")
 def bits_per_byte(files: RunFiles, file: str, split: str, tokens: int, parts: int) -> Measurement:
     """Return the bits per byte of held-out text under an exported file, as it runs."""
-    corpus = Corpus.open(storage.local_folder(files.path(rundir.CORPUS)))
+    corpus = Corpus.of_run(files.uri)
     rows = streams(corpus, split, HeldOutConfig(tokens=tokens, streams=parts))
     return Measurement(file_bits_per_byte(OnnxModel(local_file(files, file)), rows, corpus.token_bytes))
 

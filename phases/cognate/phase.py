@@ -88,7 +88,7 @@ def pretrain(
     out = storage.join(run, model_path(job.role))
     if modeldir.is_model(out):
         return _relative(modeldir.open_ref(out), job.role)
-    corpus = Corpus.open(storage.local_folder(storage.join(run, rundir.CORPUS)))
+    corpus = Corpus.of_run(run)
     torch.manual_seed(child_seed(seed, "cognate", "initialisation"))
     model = TinyTitan(job.model)
     parents = {}

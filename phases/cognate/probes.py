@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from phases import modeldir, rundir, storage
+from phases import modeldir
 from phases.cognate.generate import greedy_matches
 from phases.cognate.loading import LoadedModel, load_model
 from phases.cognate.titan import Evaluation
@@ -110,7 +110,7 @@ def _evaluate_text(
 
 def _corpus(files: RunFiles) -> Corpus:
     if "corpus" not in files.cache:
-        corpus = Corpus.open(storage.local_folder(files.path(rundir.CORPUS)))
+        corpus = Corpus.of_run(files.uri)
         corpus.verify()
         files.cache["corpus"] = corpus
     opened: Corpus = files.cache["corpus"]

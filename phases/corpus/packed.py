@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from phases import storage
+from phases import rundir, storage
 from phases.corpus.special import ASSISTANT, END, SPECIAL_IDS, SPECIAL_TOKENS, USER
 from phases.corpus.tasks import draw
 from phases.corpus.tokenizer import encode, load_tokenizer, token_bytes
@@ -37,6 +37,11 @@ class Corpus:
         """Open a folder that `prepare` has completed. Raises `ArtifactError` naming what is missing."""
         storage.read_json(str(folder / CORPUS))
         return cls(folder, load_tokenizer(storage.read_bytes(str(folder / "tokenizer.json")).decode()))
+
+    @classmethod
+    def of_run(cls, run: str) -> "Corpus":
+        """Open the corpus of a run, copied to this machine where the run is elsewhere. Raises as `open`."""
+        return cls.open(storage.local_folder(storage.join(run, rundir.CORPUS)))
 
     def verify(self) -> None:
         """Raise `ArtifactError` naming a file whose hash is not the one that `corpus.json` recorded."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from phases.errors import ArtifactError
 from phases.evomerge.engine import Individual
 from phases.evomerge.evaluate import Evaluator
+from phases.evomerge.fitness import Measured, outcome
 from phases.evomerge.ledger import Ledger, Lost
 from phases.evomerge.search import SearchPlan
 from phases.evomerge.space import Choice, Genome, Value
@@ -61,9 +62,9 @@ def decide(plan: SearchPlan, judge: Evaluator, everyone: Sequence[Individual], l
     if best_parent is None or isinstance(best_parent, Lost) or None in entries:
         raise ArtifactError(f"{ledger.folder}: the finals are not finished, or the ledger is damaged")
     found = [
-        (genome, plan.outcome(entry, best_parent, judge.rows.answer_tokens))
+        (genome, outcome(entry, best_parent, plan.config.fitness, judge.rows.answer_tokens))
         for genome, entry in zip(genomes, entries, strict=True)
-        if not isinstance(entry, Lost)
+        if isinstance(entry, Measured)
     ]
     plain, margin = _plain(plan), plan.config.finals.margin
     finalists = [Finalist(genome, told.fitness, told.metrics, genome in plain) for genome, told in found]

@@ -26,7 +26,7 @@ from phases.evomerge.fitness import best_of, fitness_rows
 from phases.evomerge.genome import first_genomes, identity, merge_space
 from phases.evomerge.heldout import HeldOut, held_out
 from phases.evomerge.ledger import Ledger
-from phases.evomerge.search import FOLDER, RESULTS, SearchPlan, ledger_folder, read_search, replay, summary
+from phases.evomerge.search import FOLDER, RESULTS, Replay, SearchPlan, ledger_folder, read_search, summary
 from phases.evomerge.space import Genome
 from phases.evomerge.statistics import diagonal_fisher_of, gram_matrices
 from phases.probes import RunFiles, claim, measure
@@ -61,13 +61,13 @@ def compare(files: RunFiles, config: EvoMergeConfig, seed: int) -> HeldOut:
         variants = {role: loaded for role, loaded in load_parents(files.uri).items() if role != WARM_UP}
         parents = {role: (loaded.model.config, _tensors(loaded)) for role, loaded in variants.items()}
         model = (winner.model.config, _tensors(winner))
-        files.cache[key] = held_out(model, parents, _corpus(files.uri), config, seed)
+        files.cache[key] = held_out(model, parents, Corpus.of_run(files.uri), config, seed)
     found: HeldOut = files.cache[key]
     return found
 
 
 def _prepare(run: str, config: EvoMergeConfig, seed: int) -> Search:
-    corpus, loaded = _corpus(run), load_parents(run)
+    corpus, loaded = Corpus.of_run(run), load_parents(run)
     rows = fitness_rows(corpus, config.data, "validation", seed)
     parents = _parents(loaded, corpus, config, seed)
     evaluator = Evaluator(parents, rows, seed, config.guard, _fingerprint(loaded, corpus, config, config.data))
@@ -95,13 +95,11 @@ def _prepare(run: str, config: EvoMergeConfig, seed: int) -> Search:
     return Search(plan, evaluator, judge)
 
 
-def finish_search(files: RunFiles, config: EvoMergeConfig, seed: int) -> dict[str, Any]:
+def conclude(search: Search, done: Replay, ledger: Ledger) -> dict[str, Any]:
     """Return what a search and its finals found, as JSON values, from the ledger alone; measures nothing.
 
-    Raises `ArtifactError` where the ledger lacks a measurement.
+    Raises `ArtifactError` where the ledger lacks a measurement of the finals.
     """
-    search, ledger = prepare(files, config, seed), Ledger(ledger_folder(files.uri))
-    done = replay(search.plan, search.evaluator, ledger)
     finalists = decide(search.plan, search.judge, done.everyone, ledger)
     return asdict(finalists[0]) | summary(done.engines) | {"finals": [asdict(finalist) for finalist in finalists]}
 
@@ -143,10 +141,6 @@ def finish(files: RunFiles, config: EvoMergeConfig, seed: int, start: datetime) 
         end_time=end,
         duration_seconds=(end - start).total_seconds(),
     )
-
-
-def _corpus(run: str) -> Corpus:
-    return Corpus.open(storage.local_folder(storage.join(run, rundir.CORPUS)))
 
 
 def _tensors(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -203,7 +197,7 @@ def write_winner(files: RunFiles, config: EvoMergeConfig, seed: int, genome: Gen
         files.path(f"{FOLDER}/model"),
         tensors=tensors,
         config=model_config(titan),
-        tokenizer=_corpus(files.uri).tokenizer.to_str(),
+        tokenizer=Corpus.of_run(files.uri).tokenizer.to_str(),
         lineage=lineage,
     )
     return ref.model_copy(update={"uri": f"{FOLDER}/model"})

@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
-from phases.evomerge import phase
+from phases.evomerge import phase, search
 from phases.evomerge.config import EvoMergeConfig
+from phases.evomerge.ledger import Ledger
 from phases.probes import Measurement, RunFiles, probe
 
 
@@ -21,5 +22,8 @@ def search_found(files: RunFiles, quantity: str, config: dict[str, Any], seed: i
     """Return the generations or the diversity of the search, replayed from the ledger; no candidate is measured."""
     key = ("evomerge/search", seed, json.dumps(config, sort_keys=True))
     if key not in files.cache:
-        files.cache[key] = phase.finish_search(files, EvoMergeConfig.model_validate(config), seed)
+        prepared = phase.prepare(files, EvoMergeConfig.model_validate(config), seed)
+        ledger = Ledger(search.ledger_folder(files.uri))
+        done = search.replay(prepared.plan, prepared.evaluator, ledger)
+        files.cache[key] = phase.conclude(prepared, done, ledger)
     return Measurement(float(files.cache[key][quantity]))

@@ -38,17 +38,11 @@ class SearchPlan:
         seed = child_seed(self.seed, "evomerge", "island", island)
         return EvoEngine(self.space, self.config.evolution, seed, self.initial)
 
-    def outcome(
-        self, measured: Measured | None, best_parent: Measured | None = None, answer_tokens: int | None = None
-    ) -> Outcome:
-        """Return what is made of a measurement; None is a lost candidate.
-
-        `best_parent` and `answer_tokens` are the search's own unless others are given.
-        """
+    def outcome(self, measured: Measured | None) -> Outcome:
+        """Return what the engine is told of a measurement; None is a lost candidate."""
         if measured is None:
             return Outcome(lost=True)
-        reference, questions = best_parent or self.best_parent, answer_tokens or self.answer_tokens
-        return outcome(measured, reference, self.config.fitness, questions)
+        return outcome(measured, self.best_parent, self.config.fitness, self.answer_tokens)
 
 
 def ledger_folder(run: str) -> str:

@@ -23,7 +23,6 @@ from phases.quietstar.loading import FOLDER as THINKING
 from phases.quietstar.loading import LoadedThinker, can_think, load_thinker, require_markers, save_thinker
 from phases.quietstar.measure import entropy_threshold, examples
 from phases.quietstar.thinker import Thinker
-from phases.rundir import CORPUS
 from phases.seeds import child_seed
 from phases.training.loop import StepReport, train
 from phases.training.state import TrainState
@@ -73,7 +72,7 @@ def train_stage(
     out = storage.join(run, job.out)
     if modeldir.is_model(out) and (job.stage.length == 0 or can_think(out)):
         return modeldir.open_ref(out).model_copy(update={"uri": job.out})
-    corpus = Corpus.open(storage.local_folder(storage.join(run, CORPUS)))
+    corpus = Corpus.of_run(run)
     torch.manual_seed(child_seed(seed, "quietstar", job.number))
     learner = _learner(job, RunFiles(run), config)
     data_seed = child_seed(seed, "quietstar", job.number, "data")
@@ -152,7 +151,7 @@ def text_rows(corpus: Corpus, config: QuietStarConfig, split: str) -> torch.Tens
 def finish(files: RunFiles, config: QuietStarConfig, seed: int, start: datetime, parent: str) -> PhaseResult:
     """Measure the model of the last thinking stage and return the result of the phase."""
     loaded = open_thinker(files)
-    corpus = Corpus.open(storage.local_folder(files.path(CORPUS)))
+    corpus = Corpus.of_run(files.uri)
     rows = text_rows(corpus, config, "test").to(loaded.thinker.head_weight.device)
     table = examples(loaded.thinker, rows, loaded.tokenizer, config.evaluation.examples)
     storage.write_json(files.path(EXAMPLES), table)

@@ -5,14 +5,12 @@ from typing import Any
 
 import torch
 
-from phases import storage
 from phases.cognate.loading import load_model
 from phases.corpus.packed import Corpus
 from phases.probes import Measurement, RunFiles, probe
 from phases.quietstar import phase
 from phases.quietstar.config import QuietStarConfig
 from phases.quietstar.measure import TextMeasured, measure_coherence, measure_text, thought_entropy
-from phases.rundir import CORPUS
 from phases.seeds import child_seed
 
 
@@ -63,7 +61,7 @@ def _text(files: RunFiles, config: QuietStarConfig, parent: str) -> tuple[TextMe
     """Return what thoughts do to the test text, and its nats under the model that the phase started from."""
     key = ("quietstar/text", config.model_dump_json(), parent)
     if key not in files.cache:
-        rows, corpus = _rows(files, config), _corpus(files)
+        rows, corpus = _rows(files, config), Corpus.of_run(files.uri)
         found = measure_text(phase.open_thinker(files).thinker, rows, corpus.token_bytes)
         with torch.inference_mode():
             before = load_model(files.path(parent)).model.evaluate(rows).nll.cpu()
@@ -74,8 +72,4 @@ def _text(files: RunFiles, config: QuietStarConfig, parent: str) -> tuple[TextMe
 
 def _rows(files: RunFiles, config: QuietStarConfig) -> torch.Tensor:
     device = phase.open_thinker(files).thinker.head_weight.device
-    return phase.text_rows(_corpus(files), config, "test").to(device)
-
-
-def _corpus(files: RunFiles) -> Corpus:
-    return Corpus.open(storage.local_folder(files.path(CORPUS)))
+    return phase.text_rows(Corpus.of_run(files.uri), config, "test").to(device)
