@@ -22,7 +22,7 @@ from benchmarks.harness import FOLDER, Baseline, Figure, progress
 from phases.errors import ForgeError
 
 MEGABYTE = 1_000_000
-METHODS = ("linear", "dare_ties")
+METHODS = ("linear", "dare_ties", "ties")
 _MERGE = """
 import sys
 sys.path.insert(0, {root!r})

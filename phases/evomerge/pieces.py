@@ -1,14 +1,16 @@
 """Large tensors merged piece by piece, so that a merge needs less memory than the tensor that it makes.
 
-Where an element of the result depends on that element of the inputs alone, a piece is merged like a tensor. For random
-masks (DARE), whose scales depend on all elements, the masks are drawn first, a byte for each element, and the rest is
-done in pieces. Other methods look at a tensor as a whole and get it whole. The blow-up guard looks at each piece. Half
-precision is widened on disk and not in memory.
+Where an element of the result depends on that element of the inputs alone, a piece is merged like a tensor. What a
+thinned task vector keeps depends on all elements: random masks (DARE) are drawn first, a byte for each element, or the
+cuts of the largest magnitudes (TIES, breadcrumbs) found first, and the rest is done in pieces. Other methods look at a
+tensor as a whole and get it whole. The blow-up guard looks at each piece. Half precision is widened on disk and not in
+memory.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,15 +18,14 @@ from torch import Tensor
 from phases.evomerge.errors import MergeError
 from phases.evomerge.methods import METHODS, MaskKey, merge
 from phases.evomerge.methods.arrays import Flat, flats
-from phases.evomerge.methods.consensus import Consensus, combine_kept
-from phases.evomerge.methods.linear import divisor_of
+from phases.evomerge.methods.consensus import Combined, Consensus, combine_bands, combine_kept
 from phases.evomerge.methods.masks import chance, draw
 from phases.evomerge.methods.rails import check_distance
+from phases.evomerge.methods.task_vectors import check_weights, keep_bands, match_norms
 from phases.evomerge.plan import Step
 
 PIECE = 1 << 20  # elements
-_DARE = {"dare_linear": False, "dare_ties": True}  # whether signs are elected
-_TINY = 1e-7  # l1 norms below this are not matched, as in `methods.task_vectors`
+_ELECTS = {"dare_linear": False, "dare_ties": True, "ties": True, "breadcrumbs": False, "breadcrumbs_ties": True}
 
 
 def merge_pieces(
@@ -40,8 +41,8 @@ def merge_pieces(
     elif METHODS[step.method].elementwise:
         for part in _parts(step.elements):
             yield _merge(step, [tensor.view(-1)[part].to(step.compute) for tensor in inputs], key, guard).to(step.dtype)
-    elif step.method in _DARE:
-        yield from _dare(step, flats([_working(step, tensor, folder) for tensor in inputs]), key, guard)
+    elif step.method in _ELECTS:
+        yield from _task_vectors(step, flats([_working(step, tensor, folder) for tensor in inputs]), key, guard)
     else:
         merged = _merge(step, [_working(step, tensor, folder) for tensor in inputs], key, guard).view(-1)
         yield from (merged[part].to(step.compute).to(step.dtype) for part in _parts(step.elements))
@@ -53,22 +54,40 @@ def _merge(step: Step, inputs: Sequence[Tensor], key: MaskKey, guard: float | No
     return merge(step.method, tensors, base=base, key=key, guard=guard, **step.parameters)
 
 
-def _dare(step: Step, arrays: tuple[Flat, ...], key: MaskKey, guard: float | None) -> Iterator[Tensor]:
-    """Yield the pieces of a DARE merge of the flat `arrays`, of which the last is the base."""
+def _task_vectors(step: Step, arrays: tuple[Flat, ...], key: MaskKey, guard: float | None) -> Iterator[Tensor]:
+    """Yield the pieces of a merge of thinned task vectors of the flat `arrays`, of which the last is the base."""
     given, base, tensors = step.parameters, arrays[-1], arrays[:-1]
-    how = Consensus(given["weight"], _DARE[step.method], given["normalize"], given["lambda_"])
+    how = Consensus(given["weight"], _ELECTS[step.method], given["normalize"], given["lambda_"])
     try:
-        if how.normalize and not how.elect:
-            divisor_of(how.weights)
-        kept, norms = draw(key, tensors, base, [chance(share) for share in given["density"]])
-        scales = [whole / part if given["rescale"] and min(whole, part) >= _TINY else 1.0 for whole, part in norms]
+        check_weights(how)
+        thin = _masked if "dare" in step.method else _banded
+        combine = thin(step, tensors, base, key, how)
         for part in _parts(step.elements):
             inputs = tuple(tensor[part] for tensor in tensors)
-            merged = combine_kept(base[part], inputs, kept[part], scales, how)
+            merged = combine(part, inputs)
             check_distance(merged.away, merged.first, inputs, base[part], guard)
             yield torch.from_numpy(merged.tensor).to(step.compute).to(step.dtype)
     except MergeError as error:
         raise error.inside(step.name, step.method) from None
+
+
+_Combine: TypeAlias = Callable[[slice, tuple[Flat, ...]], Combined]
+
+
+def _masked(step: Step, tensors: tuple[Flat, ...], base: Flat, key: MaskKey, how: Consensus) -> _Combine:
+    """Draw the masks of DARE; the result merges a part."""
+    chances = [chance(share) for share in step.parameters["density"]]
+    kept, norms = draw(key, tensors, base, chances)
+    scales = [match_norms(*each) if step.parameters["rescale"] else 1.0 for each in norms]
+    return lambda part, inputs: combine_kept(base[part], inputs, kept[part], scales, how)
+
+
+def _banded(step: Step, tensors: tuple[Flat, ...], base: Flat, key: MaskKey, how: Consensus) -> _Combine:
+    """Find the cuts of TIES or breadcrumbs; the result merges a part."""
+    given = step.parameters
+    gamma = given.get("gamma", [0.0] * len(tensors))
+    bands = keep_bands(tensors, base, given["density"], gamma, given["rescale"], least=int(step.method == "ties"))
+    return lambda part, inputs: combine_bands(base[part], inputs, [band.behind(part.start) for band in bands], how)
 
 
 def _working(step: Step, tensor: Tensor, folder: Path) -> Tensor:

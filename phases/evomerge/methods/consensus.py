@@ -7,8 +7,8 @@ between the inputs and the output stays in registers. The order of operations is
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ class Band:
     lower: Cut
     upper: Cut = NOTHING
     scale: float = 1.0
+
+    def behind(self, start: int) -> Self:
+        """Return the band as a part of the tensor that begins at `start` sees it."""
+        return replace(self, lower=self.lower.behind(start), upper=self.upper.behind(start))
 
 
 @dataclass(frozen=True)

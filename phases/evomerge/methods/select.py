@@ -8,7 +8,7 @@ does not see) everything is partitioned. Of equal values the first in the tensor
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ class Cut(NamedTuple):
 
     value: float
     position: int
+
+    def behind(self, start: int) -> Self:
+        """Return the cut as a part of the tensor that begins at `start` sees it."""
+        return self._replace(position=self.position - start)
 
 
 EVERYTHING, NOTHING = Cut(-1.0, 0), Cut(math.inf, 0)

@@ -53,7 +53,7 @@ def ties(
 ) -> Tensor:
     """Keep the `density` largest of each delta, elect a sign for each element, and average the deltas that have it."""
     origin, arrays = flat(base), flats(tensors)
-    bands = _bands(arrays, origin, density, [0.0] * len(tensors), rescale, least=1)
+    bands = keep_bands(arrays, origin, density, [0.0] * len(tensors), rescale, least=1)
     return shaped(_combine(arrays, origin, bands, Consensus(weight, True, normalize, lambda_), guard), base)
 
 
@@ -72,7 +72,7 @@ def breadcrumbs(
 ) -> Tensor:
     """Drop the `gamma` largest of each delta, keep the `density` largest of the rest, and add up (`elect`: as TIES)."""
     origin, arrays = flat(base), flats(tensors)
-    bands = _bands(arrays, origin, density, gamma, rescale)
+    bands = keep_bands(arrays, origin, density, gamma, rescale)
     return shaped(_combine(arrays, origin, bands, Consensus(weight, elect, normalize, lambda_), guard), base)
 
 
@@ -128,19 +128,19 @@ def della(
 def _combine(
     arrays: tuple[Flat, ...], origin: Flat, bands: Sequence[Band], how: Consensus, guard: float | None
 ) -> Flat:
-    _check(how)
+    check_weights(how)
     merged = combine_bands(origin, arrays, bands, how)
     check_distance(merged.away, merged.first, arrays, origin, guard)
     return merged.tensor
 
 
-def _check(how: Consensus) -> None:
+def check_weights(how: Consensus) -> None:
     """Raise `MergeError` where weights that cancel would divide every element."""
     if how.normalize and not how.elect:
         divisor_of(how.weights)
 
 
-def _bands(
+def keep_bands(
     arrays: tuple[Flat, ...],
     origin: Flat,
     density: Sequence[float],
@@ -162,7 +162,7 @@ def _bands(
     if not rescale:
         return bands
     norms = [l1_norms(values, origin, band) for values, band in zip(arrays, bands, strict=True)]
-    return [replace(band, scale=_match(*each)) for band, each in zip(bands, norms, strict=True)]
+    return [replace(band, scale=match_norms(*each)) for band, each in zip(bands, norms, strict=True)]
 
 
 def _random(
@@ -175,16 +175,16 @@ def _random(
     guard: float | None,
 ) -> Tensor:
     """Draw a mask for each delta, then combine what is kept."""
-    _check(how)
+    check_weights(how)
     origin, arrays = flat(base), flats(tensors)
     kept, norms = draw(key, arrays, origin, chances)
     check_finite(sum(whole for whole, _ in norms), [*arrays, origin])
-    scales = [_match(*each) if rescale else 1.0 for each in norms]
+    scales = [match_norms(*each) if rescale else 1.0 for each in norms]
     merged = combine_kept(origin, arrays, kept, scales, how)
     check_distance(merged.away, merged.first, arrays, origin, guard)
     return shaped(merged.tensor, base)
 
 
-def _match(whole: float, part: float) -> float:
+def match_norms(whole: float, part: float) -> float:
     """Return the factor that gives what is left of a delta the l1 norm of the whole."""
     return 1.0 if whole < _TINY or part < _TINY else whole / part

@@ -216,7 +216,9 @@ def test_tied_embeddings_equal_mergekit(make: MakeModel, tmp_path: Path, tied: t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_ties", "dare_linear", "ties", "slerp"])
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "dare_ties", "dare_linear", "ties", "breadcrumbs", "slerp"]
+)
 def test_pieces_of_a_large_tensor_equal_the_whole(
     make: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
 ) -> None:
@@ -226,7 +228,7 @@ def test_pieces_of_a_large_tensor_equal_the_whole(
     else:
         inputs = models(make("a"), make("b", dtype=torch.bfloat16), recipe["base_model"], weight=[0.7, 0.4, 1])
         recipe |= {"models": inputs, "parameters": {} if method == "linear" else {"lambda": 0.9}}
-    if method in ("ties", "dare_ties", "dare_linear"):
+    if method in ("ties", "dare_ties", "dare_linear", "breadcrumbs"):
         recipe["parameters"] |= {"density": [0.3, 0.8], "normalize": True}
     whole = merged(recipe, tmp_path / "whole", seed=5)
     monkeypatch.setattr("phases.evomerge.pieces.PIECE", 100)
