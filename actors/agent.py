@@ -16,7 +16,6 @@ from ray.exceptions import ActorAlreadyExistsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from phases import storage
-from phases.modeldir import folder_name
 from recovery.commits import Commits
 from recovery.faults import hook
 from recovery.inputs import input_hash
@@ -117,16 +116,6 @@ class Agent:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self._progress.task} {self._progress.step})"
-
-
-def spawn(agent: type[Agent], run: str, phase: str, name: str, *, cpus: float = 0, gpus: float = 0) -> Any:
-    """Start an agent as the Ray actor `<run>/<phase>/<name>` and return its handle.
-
-    It is never restarted by Ray, which would hide its death from us for seconds; whoever spawned it decides.
-    """
-    options = {"num_cpus": cpus, "num_gpus": gpus, "concurrency_groups": {"health": 2}}
-    actor = as_actor(with_health_group(agent), f"{folder_name(run)}/{phase}/{name}", **options)
-    return start_named(actor, run, phase, name)
 
 
 def start_named(actor: Any, *arguments: Any) -> Any:

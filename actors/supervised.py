@@ -17,11 +17,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.agent import Agent, as_actor, start_named, with_health_group
+from actors.processes import Whereabouts
 from phases.modeldir import folder_name
-from recovery.children import ChildSpec, RestartStrategy
+from recovery.children import ChildDownError, ChildSpec, RestartStrategy, UnstartableError
 from recovery.heartbeats import Heartbeats, send_beats
 from recovery.incarnation import Incarnation
 from recovery.supervision import Pulse, SupervisionSettings
@@ -29,6 +29,8 @@ from recovery.supervisor import Supervisor
 
 HEARTBEAT = "heartbeat"  # the name of the thread that sends them
 _NODE_LABEL = "ray.io/node-id"
+_REASON_SECONDS = 1.0
+_LIFE = "~"  # between an agent's name and the number of its life, from the second on
 
 
 class Stage:
@@ -90,7 +92,7 @@ class Stage:
         life = self._lives[name]
         actor = as_actor(
             _supervised(agent),
-            f"{folder_name(self.run)}/{self.phase}/{name}" + (f"~{life}" if life > 1 else ""),
+            f"{folder_name(self.run)}/{self.phase}/{name}" + (f"{_LIFE}{life}" if life > 1 else ""),
             concurrency_groups={"health": 2, "pulse": 1},
             **resources,
             **_keep_away(bad_nodes),
@@ -99,10 +101,35 @@ class Stage:
         process = AgentProcess(handle, self)
         try:
             await process.ready()
-        except BaseException:
+        except BaseException as error:
             await process.kill()
+            if isinstance(error, ActorDiedError) and error.actor_init_failed:
+                reason = str(error).strip().splitlines()[-1]
+                raise UnstartableError(f"{agent.__name__} cannot be made: {reason}") from error
             raise
         return process
+
+
+class ProcessEndedError(ProcessLookupError):
+    """The kernel has told the end of a process; Ray tells why a little later, by the failure of the sentinel call."""
+
+    def __init__(self, message: str, sentinel: "asyncio.Future[Any]") -> None:
+        super().__init__(message)
+        self.sentinel = sentinel
+
+
+async def ending(error: Exception) -> Exception:
+    """Return what Ray says of the end of an agent, e.g. that it was out of memory; `error` itself where it is another.
+
+    It is given a second to say so.
+    """
+    if not isinstance(error, ChildDownError):
+        return error
+    cause = error.__cause__
+    if isinstance(cause, ProcessEndedError):
+        await asyncio.wait({cause.sentinel}, timeout=_REASON_SECONDS)
+        cause = cause.sentinel.exception() if cause.sentinel.done() else None
+    return cause if isinstance(cause, RayError) else error
 
 
 class AgentProcess(Incarnation):
@@ -135,7 +162,7 @@ class AgentProcess(Incarnation):
                 ends: set[asyncio.Future[Any]] = {self._sentinel, self._exit}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if self._exit.done():
-                    return ProcessLookupError(f"process {self.pid} has ended")
+                    return ProcessEndedError(f"process {self.pid} has ended", self._sentinel)
                 error = self._sentinel.exception()
                 if not isinstance(error, ActorUnavailableError):
                     return error or ProcessLookupError("its sentinel call returned")
@@ -156,15 +183,8 @@ class AgentProcess(Incarnation):
 
     async def frozen(self) -> bool:
         """Look at the process; on another node, by a task there."""
-        if self.node == self._stage.node:
-            return _stopped(self.pid)
-        remote: Any = ray.remote
-        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        look = remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_stopped)
-        try:
-            return bool(await asyncio.wait_for(look.remote(self.pid), self._stage.settings.hang_seconds))
-        except (RayError, TimeoutError):
-            return False
+        process = Whereabouts(self.pid, self.node)
+        return process.stopped() if self.node == self._stage.node else await asyncio.to_thread(process.stopped)
 
     async def snapshot(self) -> Any:
         """Return what `Agent.snapshot` does."""
@@ -188,6 +208,17 @@ class AgentProcess(Incarnation):
             lambda ended: ended.cancelled() or ended.exception()
         )  # it may come when nobody waits
         return sentinel
+
+
+def present_lives(names: Iterable[str]) -> dict[str, str]:
+    """Return agent -> the name of its present life, of the names of all that live.
+
+    Lives are numbered as they are started, and spares are used in that order: the present one has the least number.
+    """
+    present: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: int(name.partition(_LIFE)[2] or 1), reverse=True):
+        present[name.partition(_LIFE)[0]] = name
+    return present
 
 
 def _supervised(agent: type[Agent]) -> type[Agent]:
@@ -236,16 +267,6 @@ def _keep_away(nodes: frozenset[str]) -> dict[str, Any]:
     return {"label_selector": {_NODE_LABEL: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
 
 
-def _stopped(pid: int) -> bool:
-    """Say whether a process of this machine is stopped (or traced, or dead), from Linux' /proc."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state in "TtXZ"
-
-
 def _exit_of(pid: int) -> "asyncio.Future[None]":
     """Return what is done when a process of this machine ends; never, where the kernel cannot tell (Linux can)."""
     loop = asyncio.get_running_loop()
@@ -271,5 +292,9 @@ def _future(reference: Any) -> "asyncio.Future[Any]":
 
 
 async def _first_after_last(references: list[Any]) -> Any:
-    await references[-1]
+    try:
+        await references[-1]
+    except RayError:
+        await references[0]  # it has failed, too, and Ray logs failures that nobody looks at
+        raise
     return references[0]

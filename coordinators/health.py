@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.agent import NAMESPACE, as_actor, start_named
 from actors.flow import flow_name
 from actors.metrics import HealthGauges
+from actors.supervised import present_lives
 from phases import storage
 from phases.modeldir import folder_name
 from recovery.health import ENDED, Health, HealthSettings, agent_key
@@ -140,13 +141,14 @@ class PipelineHealthMonitor:
     def _find(self) -> tuple[set[str], dict[str, str]]:
         """Look up the agents of the run, and the nodes by name with their ids, and forget what is gone."""
         prefix = f"{folder_name(self.run_uri)}/"
-        named = {actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE}
-        agents = {name.removeprefix(prefix) for name in named if name.startswith(prefix) and name.count("/") > 1}
+        named = [actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
+        lives = present_lives(name.removeprefix(prefix) for name in named if name.startswith(prefix))
+        agents = {name for name in lives if "/" in name}
         alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = {f"{node['NodeManagerAddress']} {node['NodeID'][:6]}": str(node["NodeID"]) for node in alive}
         for name in agents:
             with suppress(ValueError):  # it has ended in the meantime
-                self._know(name, ray.get_actor(prefix + name, NAMESPACE))
+                self._know(name, ray.get_actor(prefix + lives[name], NAMESPACE))
         for name in self._probed(nodes) - self._handles.keys():
             there = NodeAffinitySchedulingStrategy(nodes[name], soft=False)
             probe: Any = ray.remote(NodeProbe)

@@ -5,16 +5,16 @@ that its imports cost no time, and not before, so that it cannot hold what those
 left for it, which frees its CPUs or GPUs. Reports that other tasks take as inputs stay in the object store.
 
 A task that fails is classified and recovered by the policy of `recovery/strategies.py`; each decision is journalled
-before it is carried out. An agent that no longer answers, whose work no longer moves or that exceeds its task's time is
-killed, which is then a failure like others; one that fails again and again is left alone for a while by its circuit
+before it is carried out. A supervisor keeps the agents alive: one that dies, freezes or is stuck is replaced at once,
+and its task's failure is one like others. An agent that fails again and again is left alone for a while by its circuit
 breaker. Phases write no recovery code: they declare what a task's fallback is and whether it is optional.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,15 +22,18 @@ import ray
 from ray.exceptions import ActorDiedError, ObjectLostError, RayError, RayTaskError
 from ray.util.metrics import Gauge
 
-from actors.agent import Agent, Attempt, Progress, Task, spawn
+from actors.agent import Agent, Attempt, Task
+from actors.supervised import Stage, ending
 from coordinators.schedule import Repeat, Scheduler, SchedulingSettings, awaited, check_plan
 from phases.errors import ConfigError, ForgeError
+from recovery.children import ChildDownError, ChildGivenUpError, DeadlineError, Loss
 from recovery.circuit_breaker import Breakers, BreakerState, CircuitBreaker, Transition
 from recovery.classify import Classifier, ErrorClass
 from recovery.commits import Commits, FencedError
 from recovery.faults import hook
 from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
-from recovery.supervision import Pulse, SupervisionSettings
+from recovery.supervision import SupervisionSettings
+from recovery.supervisor import Supervisor
 
 Emit = Callable[..., None]
 _CLASSIFIER = Classifier()
@@ -77,7 +80,9 @@ class PhaseCoordinator:
         self.breakers = Breakers(self._breaker)
         meaning = ", ".join(f"{number} {state}" for number, state in enumerate(BreakerState))
         self._gauge = Gauge("forge_breaker", f"an agent's circuit breaker: {meaning}", tag_keys=("phase", "agent"))
-        self._handles: dict[str, Any] = {}
+        self._agents: Supervisor  # while there are plans
+        self._stage: Stage
+        self._plans = 0
         self._roles: dict[str, Role] = {}
         self._left: dict[str, Task] = {}  # of all plans, what is not done
         self._awaited: dict[str, frozenset[str]] = {}
@@ -99,7 +104,8 @@ class PhaseCoordinator:
         plan = [_named(task, model) for task in tasks]
         self._add(plan, roles)
         try:
-            await self.scheduler.run(plan, self._perform, weight=weight)
+            async with self._supervised():
+                await self.scheduler.run(plan, self._perform, weight=weight)
             return {task.id: self._reports[named.id] for task, named in zip(tasks, plan, strict=True)}
         finally:
             for task in plan:
@@ -109,7 +115,29 @@ class PhaseCoordinator:
             names = {task.id for task in plan}
             self._under_way -= names
             self._referred -= names
-            self._stop_idle()
+            if self._plans:
+                await self._stop_idle()
+
+    @asynccontextmanager
+    async def _supervised(self) -> AsyncIterator[None]:
+        """Have a supervisor of agents, which the first plan brings and the last one stops."""
+        if not self._plans:
+            self._stage = Stage(self.context.run, self.phase, self.context.supervision)
+            self._agents = self._stage.supervisor(f"{self.phase} agents", emit=self._on_agent)
+            await self._agents.start()
+        self._plans += 1
+        try:
+            yield
+        finally:
+            self._plans -= 1
+            if not self._plans:
+                with self._stage:
+                    await self._agents.stop()
+
+    def _on_agent(self, kind: str, **data: Any) -> None:
+        """Tell of an agent that was given up; of a death, the failure of its task tells."""
+        if kind == "child_down" and data["loss"] in (Loss.HUNG, Loss.STUCK):
+            self.emit("agent_given_up", phase=self.phase, agent=data["child"], reason=data["cause"])
 
     def _add(self, plan: Sequence[Task], roles: dict[str, Role]) -> None:
         """Take a plan among those that run. Raises `ConfigError` where it does not go together with them."""
@@ -129,7 +157,7 @@ class PhaseCoordinator:
         self._left[task.id] = task
         self._reports[task.id] = await self._run_task(task)
         del self._left[task.id]
-        self._stop_idle()
+        await self._stop_idle()
 
     async def _run_task(self, task: Task) -> Any:
         """Return a task's report, whatever it takes within the policy's budgets."""
@@ -144,14 +172,15 @@ class PhaseCoordinator:
             except FencedError:
                 raise  # somebody else does it now: nothing here is to be recovered, or told in the journal
             except (RayError, ForgeError, OSError) as error:
-                decision = self._decide(task, error, time.monotonic() - started)
+                cause, gone = await ending(error), isinstance(error, ChildDownError)
+                decision = self._decide(task, cause, time.monotonic() - started)
                 if decision.strategy is Strategy.ESCALATE:
-                    raise self._stopped(task, error, decision) from error
+                    raise self._stopped(task, cause, decision) from error
                 if decision.strategy is Strategy.ISOLATE:
-                    return Missing(task.id, _message(error))
-                lost = self._lost_inputs(task, error)
-            if decision.strategy is not Strategy.RETRY:
-                self._clear_the_way(task.agent)
+                    return Missing(task.id, _message(cause))
+                lost = self._lost_inputs(task, cause)
+            if decision.strategy in (Strategy.RESTART, Strategy.FALLBACK):
+                await self._renew(task.agent, gone)
             await asyncio.sleep(decision.delay)
             if lost:
                 raise Repeat(lost)
@@ -171,103 +200,66 @@ class PhaseCoordinator:
             self.commits.begin, f"{self.phase}/{task.id}"
         )  # others need not wait for the disk
         self._busy.add(task.agent)
-        watcher: asyncio.Task[None] | None = None
+        follower: asyncio.Task[None] | None = None
         try:
-            handle = await self._answering(task.agent)
+            await self._ready(task.agent)
             self.emit("task_started", phase=self.phase, task=task.id, agent=task.agent)
-            watcher = asyncio.create_task(self._watch(handle, task))
-            inputs = [self._input(name) for name in task.inputs.values()]
-            report, receipt = handle.deliver.remote(task, Attempt(epoch, learning_rate_factor), *inputs)
-            await self._received(task, _done(report, receipt), watcher)
+            self._under_way.add(task.id)
+            self._start_ahead()
+            follower = asyncio.create_task(self._follow(task))
+            given = (Attempt(epoch, learning_rate_factor), *(self._input(name) for name in task.inputs.values()))
+            limit = math.inf if task.timeout is None else task.timeout
+            report = await self._agents.call(task.agent, "deliver", task, *given, timeout=limit)
             if task.id not in self._referred:
                 report = await report
-        except asyncio.CancelledError:
-            self._kill(task.agent)  # cancelling the call would not stop the work
+        except (asyncio.CancelledError, DeadlineError, ChildGivenUpError):
+            await self._stop([task.agent])  # giving up the call would not stop the work
             raise
         finally:
             self._busy.discard(task.agent)
-            if watcher is not None:
-                watcher.cancel()
+            if follower is not None:
+                follower.cancel()
         hook("attempted", self.phase, task.id)
         self.emit("task_finished", phase=self.phase, task=task.id, agent=task.agent)
         return report
 
-    async def _answering(self, agent: str) -> Any:
-        """Return the handle of an agent that has its resources and answers: from here on, silence is a failure."""
-        handle = self._handle(agent)
-        answer = asyncio.ensure_future(handle.progress.remote())
+    async def _ready(self, agent: str) -> None:
+        """Start an agent where it is not there, and wait until it has its resources and answers."""
+        self._start(agent)
+        answer = asyncio.ensure_future(self._agents.call(agent, "progress", timeout=math.inf))
         try:
             while not (await asyncio.wait([answer], timeout=self.context.scheduling.make_way_seconds))[0]:
-                self._make_way()
+                await self._make_way()
             await answer
         finally:
             answer.cancel()
-        return handle
 
-    async def _received(self, task: Task, receipt: Coroutine[Any, Any, None], watcher: "asyncio.Task[None]") -> None:
-        """Wait until a task is done. Raises what it raised, or that it took too long or its agent was given up."""
-        call = asyncio.create_task(receipt)
-        try:
-            done, _ = await asyncio.wait([call, watcher], timeout=task.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                self._clear_the_way(task.agent)
-                raise TimeoutError(f"not done within its {task.timeout:g} s")
-            if call not in done:  # its agent is dead or given up; the call soon says so, unless its node is lost
-                done, _ = await asyncio.wait([call], timeout=self.context.supervision.hang_seconds)
-                if not done:
-                    raise ActorDiedError
-            await call
-        finally:
-            call.cancel()
-
-    async def _watch(self, handle: Any, task: Task) -> None:
-        """Emit the agent's progress whenever there is some, and kill an agent that shows none for too long."""
+    async def _follow(self, task: Task) -> None:
+        """Emit the agent's progress whenever there is some. What is wrong with it, the supervisor notices."""
         settings, beats = self.context.supervision, -1
-        pulse, progress = Pulse(settings), Progress()
-        self._under_way.add(task.id)
-        self._start_ahead()
         while True:
-            if progress.beats != beats and progress.task == task.id and progress.steps:
-                beats = progress.beats
-                self.emit(
-                    "progress",
-                    phase=self.phase,
-                    task=task.id,
-                    agent=task.agent,
-                    step=progress.step,
-                    steps=progress.steps,
-                    metrics=progress.metrics,
-                )
             await asyncio.sleep(settings.poll_seconds)
-            try:
-                progress = await asyncio.wait_for(handle.progress.remote(), settings.hang_seconds)
-            except RayError:
-                return  # the call of the task itself tells
-            except TimeoutError:
-                return self._give_up(task, f"no sign of life in {settings.hang_seconds:g} s")
-            pulse.seen(progress.beats)
-            if pulse.stuck:
-                return self._give_up(task, f"no progress in {settings.stall_seconds:g} s")
+            with suppress(RayError, ForgeError):
+                progress = await self._agents.call(task.agent, "progress", timeout=settings.hang_seconds)
+                if progress.beats != beats and progress.task == task.id and progress.steps:
+                    beats, of = progress.beats, {"phase": self.phase, "task": task.id, "agent": task.agent}
+                    done = {"step": progress.step, "steps": progress.steps, "metrics": progress.metrics}
+                    self.emit("progress", **of, **done)
 
-    def _give_up(self, task: Task, reason: str) -> None:
-        """Kill the agent of a task; its call then fails at once."""
-        self.emit("agent_given_up", phase=self.phase, task=task.id, agent=task.agent, reason=reason)
-        self._kill(task.agent)
-
-    def _handle(self, agent: str) -> Any:
-        """Return an agent's handle, starting it where it is not there."""
-        if agent not in self._handles:
-            role = self._roles[agent]
-            self._handles[agent] = spawn(
-                role.agent, self.context.run, self.phase, agent, cpus=role.cpus, gpus=role.gpus
+    def _start(self, agent: str) -> None:
+        """Start an agent where it is not there."""
+        if agent not in self._agents.names:
+            role, spares = self._roles[agent], self.context.supervision.spares
+            child = self._stage.child(
+                agent, role.agent, cpus=role.cpus, gpus=role.gpus, significant=False, spares=spares
             )
-        return self._handles[agent]
+            self._agents.add(child)
 
     def _start_ahead(self) -> None:
         """Start the agents whose tasks wait only for tasks that are under way or done."""
         for task in self._left.values():
             if task.id not in self._under_way and self._under_way.issuperset(self._awaited[task.id]):
-                self._handle(task.agent)
+                self._start(task.agent)
 
     def _decide(self, task: Task, error: Exception, seconds: float) -> Decision:
         """Classify a failure, choose what to do and journal both."""
@@ -311,31 +303,29 @@ class PhaseCoordinator:
         report = self._reports[name]
         return None if isinstance(report, Missing) else report
 
-    def _clear_the_way(self, agent: str) -> None:
-        """Stop an agent that has failed, with what is left in its process, and those that were started ahead.
+    async def _renew(self, agent: str, gone: bool) -> None:
+        """Give an agent that has failed a new process, unless its own is gone, and stop those that were started ahead.
 
         The latter would take the resources that its successor needs, and wait for its task for ever.
         """
-        self._kill(agent)
-        self._make_way()
         self._under_way -= {task.id for task in self._left.values() if task.agent == agent}
+        await self._make_way()
+        if not gone and agent in self._agents.names:
+            await self._agents.restart(agent)
 
-    def _make_way(self) -> None:
+    async def _make_way(self) -> None:
         """Stop the agents that hold CPUs or GPUs and do nothing with them; their next tasks start them again."""
-        for name in [name for name in self._handles if name not in self._busy]:
-            if self._roles[name].cpus or self._roles[name].gpus:
-                self._kill(name)
+        idle = self._agents.names - self._busy
+        await self._stop([name for name in idle if self._roles[name].cpus or self._roles[name].gpus])
 
-    def _kill(self, agent: str) -> None:
-        if (handle := self._handles.pop(agent, None)) is not None:
-            with suppress(RayError):
-                ray.kill(handle)
-
-    def _stop_idle(self) -> None:
+    async def _stop_idle(self) -> None:
         """Stop the agents for which nothing is left in any plan."""
-        needed = {task.agent for task in self._left.values()}
-        for name in self._handles.keys() - needed:
-            self._kill(name)
+        await self._stop(self._agents.names - {task.agent for task in self._left.values()})
+
+    async def _stop(self, agents: Collection[str]) -> None:
+        for agent in agents:
+            if agent in self._agents.names:
+                await self._agents.remove(agent)
 
     def _breaker(self, agent: str) -> CircuitBreaker:
         self._set_gauge(agent, BreakerState.CLOSED)
@@ -363,17 +353,10 @@ def _named(task: Task, model: str) -> Task:
     return replace(task, id=f"{model}/{task.id}", after=tuple(f"{model}/{name}" for name in task.after), inputs=inputs)
 
 
-async def _done(report: Any, receipt: Any) -> None:
-    """Wait for a task's receipt, fetching no report. Raises what the task raised."""
-    try:
-        await receipt
-    except RayError:
-        await report  # it has failed, too, and Ray logs failures that nobody looks at
-        raise
-
-
 def cause_of(error: Exception) -> BaseException:
-    """Return what the work itself raised, where Ray has wrapped it."""
+    """Return what the work itself, or the constructor of an actor, raised where Ray has wrapped it."""
+    if isinstance(error, ActorDiedError) and error.actor_init_failed:
+        error = error.args[0]
     return error.cause if isinstance(error, RayTaskError) else error
 
 

@@ -1,7 +1,8 @@
 """What a supervisor supervises: how children are kept, what is known of a present life, and how a loss is named.
 
-The errors are made so that `recovery/classify.py` sees a crash in a child that is down, something transient in a
-deadline, and nothing that starting again would help in a child or a supervisor that was given up.
+The errors are made so that `recovery/classify.py` sees a crash in a child that is down or was given up for that, what
+its start raised in one that cannot be started, something transient in a deadline, and nothing that starting again would
+help in a supervisor that was given up.
 """
 
 import asyncio
@@ -54,6 +55,10 @@ class ChildDownError(ForgeError, BrokenExecutor):
         self.loss = loss
 
 
+class UnstartableError(ForgeError):
+    """A start that failed by what the child is, and not by where or when it was started: it is not tried again."""
+
+
 class ChildGivenUpError(ForgeError):
     """A child that could not be kept alive and is not started again; the others go on without it."""
 
@@ -94,8 +99,10 @@ class Down:
     detail: str
     cause: BaseException | None = None
 
-    def error(self, child: str) -> ChildDownError:
+    def error(self, child: str) -> ForgeError:
         """Return what calls to the life raise."""
+        if isinstance(self.cause, UnstartableError):
+            return self.cause
         error = ChildDownError(f"{child} {self.loss}: {self.detail}", self.loss)
         error.__cause__ = self.cause
         return error

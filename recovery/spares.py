@@ -6,10 +6,11 @@ one that is still being started is waited for, since it is nearer to being ready
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from recovery.incarnation import Incarnation, first_line
-from recovery.supervision import Intensity
+from recovery.supervision import Intensity, SupervisionSettings
 
 
 class Spares:
@@ -20,13 +21,14 @@ class Spares:
         count: int,
         start: Callable[[], Awaitable[Incarnation]],
         budget: Intensity,
-        freeze_seconds: float,
+        settings: SupervisionSettings,
         emit: Callable[..., None],
     ) -> None:
-        self.count, self.start, self.budget, self.freeze_seconds, self.emit = count, start, budget, freeze_seconds, emit
+        self.count, self.start, self.budget, self.settings, self.emit = count, start, budget, settings, emit
         self._ready: list[Incarnation] = []
         self._refilling: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
+        self._wanted = asyncio.Event()  # at once
         self._closed = False
 
     @property
@@ -39,18 +41,21 @@ class Spares:
         while self._ready or self._refilling is not None:
             if not self._ready:
                 self._arrival.clear()
+                self._wanted.set()
                 await self._arrival.wait()
                 continue
             spare = self._ready.pop(0)
-            if spare.node not in bad_nodes and (spare.pulse is None or spare.pulse.silence <= self.freeze_seconds):
+            silent = spare.pulse is not None and spare.pulse.silence > self.settings.freeze_seconds
+            if spare.node not in bad_nodes and not silent:
                 self.emit("spare_used")
                 return spare
             await spare.kill()
         return None
 
     def refill(self) -> None:
-        """Start what is missing, in the background."""
+        """Start what is missing in the background, a little later: a start takes CPU time from the child's own."""
         if len(self._ready) < self.count and self._refilling is None and not self._closed:
+            self._wanted.clear()
             self._refilling = asyncio.create_task(self._refill())
 
     def lost(self, process: Incarnation, error: BaseException) -> None:
@@ -79,6 +84,8 @@ class Spares:
 
     async def _refill(self) -> None:
         try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), self.settings.spare_pause_seconds)
             while len(self._ready) < self.count:
                 try:
                     self._ready.append(await self.start())

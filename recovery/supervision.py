@@ -34,6 +34,8 @@ class SupervisionSettings(Settings):
     node_failures: int = Field(
         default=2, ge=1, description="of an agent on a node within the period: it goes elsewhere"
     )
+    spares: int = Field(default=0, ge=0, description="of each agent, started ahead; each holds its CPUs and GPUs")
+    spare_pause_seconds: float = Field(default=1.0, ge=0, description="after an agent's start, until its spares'")
     pipeline_restarts: int = Field(default=3, ge=0, description="of the pipeline's own actor, per run of the driver")
 
 

@@ -25,6 +25,7 @@ from recovery.children import (
     Loss,
     RestartStrategy,
     SupervisorGaveUpError,
+    UnstartableError,
     affected,
 )
 from recovery.incarnation import Incarnation, first_line
@@ -79,20 +80,22 @@ class Supervisor(Incarnation):
         self._background(self._bring_up([self._register(spec)]))
 
     async def remove(self, name: str) -> None:
-        """Stop a child for good; one that is still being started, too."""
+        """Stop a child for good, also one that is still being started."""
         child = self._find(name)
         del self._children[name]
         await self._dismiss(child, Down(Loss.STOPPED, "it was removed").error(name))
 
     async def restart(self, name: str) -> None:
-        """Give a child, and those that are restarted with it, a new life; this does not count as a failure."""
+        """Give a child, and those that are restarted with it, a new life, without waiting for it; calls do.
+
+        This does not count as a failure.
+        """
         child = self._find(name)
         async with self._lock(child):
             group = self._group(child)
             for member in reversed(group):
                 await self._halt(member, Down(Loss.STOPPED, "it is restarted"))
-            if failed := await self._launch(group):
-                await self._restart(failed)
+        self._background(self._bring_up(group))
 
     async def stop(self) -> None:
         """Stop all children, the last started first."""
@@ -117,6 +120,11 @@ class Supervisor(Incarnation):
                 raise DeadlineError(f"{child}.{method}: no answer within {timeout:g} s") from error
             raise
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the children, also of those that are given up."""
+        return frozenset(self._children)
+
     def alive(self, name: str) -> bool:
         """Say whether a child has a life at present."""
         return self._find(name).life is not None
@@ -129,10 +137,10 @@ class Supervisor(Incarnation):
         """Return the state that a child's next life would start with, None where there is none yet."""
         return self._find(name).snapshot
 
-    # As the child of another supervisor: `invoke` reaches its own children as "child.method".
+    # As the child of another supervisor
 
     def invoke(self, method: str, /, *arguments: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-        """Call `child.method`; the deadline is the caller's."""
+        """Call a child's method, given as `child.method`; the deadline is the caller's."""
         child, _, own = method.partition(".")
         return self.call(child, own, *arguments, timeout=math.inf, **options)
 
@@ -193,8 +201,8 @@ class Supervisor(Incarnation):
         self._end(child, life, down)
         child.failures.append((self.clock(), life.process.node))
         self.emit("child_down", supervisor=self.name, child=child.name, loss=down.loss.value, cause=down.detail)
-        self._kill(life.process)
         self._background(self._recover(child))
+        self._kill(life.process)
 
     def _end(self, child: Child, life: Life, down: Down) -> None:
         child.life, child.last = None, down
@@ -231,14 +239,15 @@ class Supervisor(Incarnation):
     async def _restart(self, failed: Child | None) -> None:
         """Restart a failed child with those that its failure affects, until all are up or the intensity is spent."""
         while failed is not None and failed.ended is None:
-            group = self._group(failed)
-            if (self._intensity if failed.spec.significant else failed.budget).spend():
+            group, budget = self._group(failed), self._intensity if failed.spec.significant else failed.budget
+            if not isinstance(failed.last.cause, UnstartableError) and budget.spend():
                 for member in reversed(group):
                     await self._halt(member, Down(Loss.STOPPED, f"it is restarted together with {failed.name}"))
             elif failed.spec.significant:
                 return await self._finish(self._gave_up(failed))
             else:
-                error = ChildGivenUpError(f"{failed.name}: given up after {self._limit}; {_told(failed)}")
+                error = ChildGivenUpError(f"{failed.name}: given up{self._why(failed)}")
+                error.__cause__ = failed.last.error(failed.name)
                 self.emit("child_given_up", supervisor=self.name, child=failed.name, cause=failed.last.detail)
                 await self._dismiss(failed, error)
             failed = await self._launch(group)
@@ -293,8 +302,6 @@ class Supervisor(Incarnation):
         self._background(self._watch(child, spare))
         return spare
 
-    # Itself
-
     async def _finish(self, error: ForgeError) -> None:
         """Stop everything, the last started child first."""
         if self._ended is not None:
@@ -340,7 +347,7 @@ class Supervisor(Incarnation):
             spec.spares,
             start=lambda: self._start_spare(child),
             budget=self._new_intensity(),
-            freeze_seconds=self.settings.freeze_seconds,
+            settings=self.settings,
             emit=lambda kind, **data: self.emit(kind, **facts, **data),
         )
         self._children[spec.name] = child
@@ -365,7 +372,7 @@ class Supervisor(Incarnation):
         return child.spec.avoidable(bad) if bad else bad
 
     def _gave_up(self, child: Child) -> SupervisorGaveUpError:
-        error = SupervisorGaveUpError(f"{self.name}: gave up after {self._limit}; {_told(child)}")
+        error = SupervisorGaveUpError(f"{self.name}: gave up{self._why(child)}")
         error.__cause__ = child.last.cause
         return error
 
@@ -379,16 +386,15 @@ class Supervisor(Incarnation):
     def _independent(self) -> bool:
         return self.strategy is RestartStrategy.ONE_FOR_ONE
 
-    @property
-    def _limit(self) -> str:
-        return f"{self.settings.restarts} restarts in {self.settings.period_seconds:g} s"
+    def _why(self, child: Child) -> str:
+        """Return after what, and for what, a child is given up."""
+        told = f"{child.name} {child.last.loss}: {child.last.detail}"
+        if isinstance(child.last.cause, UnstartableError):
+            return f"; {told}"
+        return f" after {self.settings.restarts} restarts in {self.settings.period_seconds:g} s; {told}"
 
 
 def _cancelling() -> bool:
     """Say whether it is this task that is cancelled, and not what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _told(child: Child) -> str:
-    return f"{child.name} {child.last.loss}: {child.last.detail}"

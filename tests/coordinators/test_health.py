@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.agent import Agent, spawn
+from actors.agent import Agent, as_actor, with_health_group
 from actors.flow import FlowClient
 from coordinators.dataflow import spawn_flow
 from coordinators.health import HISTORY, NEWEST, OLDER, HealthFeed, NodeProbe, spawn_monitor
@@ -29,6 +29,12 @@ WORK = {"phase": "p", "task": "t", "agent": "a"}
 def newest(run: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((run / NEWEST).read_text())
     return report
+
+
+def spawn(run: str, name: str) -> Any:
+    """Start an agent of phase `p`."""
+    actor = as_actor(with_health_group(Agent), f"{folder_name(run)}/p/{name}", concurrency_groups={"health": 2})
+    return actor.remote(run, "p", name)
 
 
 async def pid_of(handle: Any) -> int:
@@ -58,7 +64,7 @@ def test_agents_nodes_and_queues_are_seen_and_written(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     async def scenario() -> None:
-        agent = spawn(Agent, str(run), "p", "a")
+        agent = spawn(str(run), "a")
         await agent.progress.remote()
         flow = spawn_flow(str(run))
         client = FlowClient(str(run))
@@ -89,8 +95,8 @@ def test_an_agent_that_was_replaced_on_purpose_has_missed_nothing(tmp_path: Path
 
     async def scenario() -> None:
         monitor = spawn_monitor(run, HealthSettings(interval_seconds=1000, answer_seconds=20))
-        for _ in range(2):
-            agent = spawn(Agent, run, "p", "a")
+        for life in (1, 2):
+            agent = spawn(run, f"a~{life}" if life > 1 else "a")
             await agent.progress.remote()
             await monitor.observe.remote([(time.time(), "task_started", WORK)])
             report = await monitor.look.remote()
@@ -108,7 +114,7 @@ def test_an_agent_that_does_not_answer_counts_and_is_told(tmp_path: Path, sent: 
     run, alerts = tmp_path / "run", list[dict[str, Any]]()
 
     async def scenario() -> None:
-        agent = spawn(Agent, str(run), "p", "a")
+        agent = spawn(str(run), "a")
         victim = await pid_of(agent)
         async with HealthFeed(str(run), HealthSettings(interval_seconds=0.2, answer_seconds=0.5), emit) as feed:
             feed.note("task_started", WORK)
@@ -235,7 +241,7 @@ def test_the_gauges_appear_among_rays_metrics(tmp_path: Path) -> None:
     run = str(tmp_path / "gauges")
 
     async def scenario() -> dict[str, float]:
-        agent = spawn(Agent, run, "p", "a")
+        agent = spawn(run, "a")
         await agent.progress.remote()
         async with HealthFeed(run, SETTINGS, lambda *_, **__: None) as feed:
             feed.note("task_started", WORK)

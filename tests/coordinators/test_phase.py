@@ -145,6 +145,57 @@ def test_a_failure_names_task_and_cause(tmp_path: Path, method: str, error: type
         run(tmp_path, [Task("t", "one", method)])
 
 
+class Unmade(Agent):
+    """Cannot be made."""
+
+    def __init__(self, run: str, phase: str, name: str) -> None:
+        super().__init__(run, phase, name)
+        (Path(run) / f"made-{os.getpid()}").touch()
+        raise CorpusError("weights.bin: not there; restore it")
+
+    def work(self, task: str) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_agent_that_cannot_be_made_is_not_tried_again(tmp_path: Path) -> None:
+    events, emit = recorder()
+    coordinator = PhaseCoordinator(RunContext(str(tmp_path), emit), "test")
+    plan = coordinator.run_plan([Task("t", "one", "work")], {"one": Role(Unmade)})
+    with pytest.raises(ForgeError, match=r"(?s)t: .*weights.bin: not there; restore it"):
+        asyncio.run(asyncio.wait_for(plan, 300))
+    (recovery,) = [event for event in events if event["kind"] == "recovery"]
+    assert (recovery["error_class"], recovery["strategy"]) == ("validation", "escalate")
+    assert len(list(tmp_path.glob("made-*"))) == 1
+
+
+class Twin(Agent):
+    """Leaves a file when it is made; at its first attempt it dies once there are two."""
+
+    def __init__(self, run: str, phase: str, name: str) -> None:
+        super().__init__(run, phase, name)
+        (Path(run) / f"made-{os.getpid()}").touch()
+
+    def work(self, task: str) -> tuple[int, list[str]]:
+        first = Path(self.run_uri) / "first"
+        if self.attempt.epoch > 1:
+            return os.getpid(), first.read_text().split()
+        while len(made := list(Path(self.run_uri).glob("made-*"))) < 2:
+            time.sleep(0.05)
+        first.write_text(" ".join(path.name for path in made))
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_spare_takes_over_the_task_of_an_agent_that_died(tmp_path: Path) -> None:
+    _, emit = recorder()
+    context = RunContext(str(tmp_path), emit, supervision=SupervisionSettings(spares=1))
+    plan = PhaseCoordinator(context, "test").run_plan([Task("t", "one", "work")], {"one": Role(Twin)})
+    successor, made_before = asyncio.run(asyncio.wait_for(plan, 300))["t"]
+    assert f"made-{successor}" in made_before
+
+
 def strategies(events: list[dict[str, Any]]) -> list[str]:
     return [event["strategy"] for event in events if event["kind"] == "recovery"]
 
@@ -191,9 +242,9 @@ def test_the_phase_goes_on_without_an_optional_task_and_what_needs_it(tmp_path: 
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("kind", "reason"), [("freeze", "no sign of life"), ("stall", "no progress")])
+@pytest.mark.parametrize(("kind", "reason"), [("freeze", "its process is stopped"), ("stall", "no progress")])
 def test_a_frozen_agent_and_a_stuck_one_are_noticed_and_replaced(tmp_path: Path, kind: str, reason: str) -> None:
-    deadlines = SupervisionSettings(poll_seconds=0.1, hang_seconds=6 if kind == "freeze" else 60, stall_seconds=5)
+    deadlines = SupervisionSettings(hang_seconds=60, stall_seconds=5)
     reports, events = run(tmp_path, [Task("t", "one", "fail_first", {"kind": kind})], supervision=deadlines)
     assert reports["t"].startswith(kind)
     given_up = [event["reason"] for event in events if event["kind"] == "agent_given_up"]
@@ -223,7 +274,7 @@ def test_a_task_that_exceeds_its_time_is_stopped_and_tried_again(tmp_path: Path)
     assert reports["t"].startswith("stall")
     recovery = next(event for event in events if event["kind"] == "recovery")
     assert (recovery["error_class"], recovery["strategy"]) == ("transient", "retry")
-    assert "not done within its 8 s" in recovery["error"]
+    assert "no answer within 8 s" in recovery["error"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -239,7 +290,7 @@ def test_a_cancelled_run_leaves_no_agent_behind(tmp_path: Path) -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert not coordinator._handles
+        assert not [name for name in coordinator._agents.names if coordinator._agents.alive(name)]
         status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
         while status.exists() and " Z " not in status.read_text():
             await asyncio.sleep(0.1)
@@ -341,4 +392,5 @@ def test_models_share_an_agent_by_turns_and_keep_their_reports(tmp_path: Path) -
     reports = asyncio.run(asyncio.wait_for(go(), 300))
     assert reports == [{f"t{n}": f"{m.upper()}{n}" for n in range(len(plan))} for m, plan in plans.items()]
     order = [event["task"].split("/")[0] for event in events if event["kind"] == "task_finished"]
-    assert order == ["big", "small", "big", "small", "big", "big", "big", "big"]
+    assert order[0] == "big"
+    assert order[:4].count("small") == 2  # the first task has waited for the agent, for which its model waits in turn

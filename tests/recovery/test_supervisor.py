@@ -19,6 +19,7 @@ from recovery.children import (
     Loss,
     RestartStrategy,
     SupervisorGaveUpError,
+    UnstartableError,
     affected,
 )
 from recovery.classify import Classifier, ErrorClass
@@ -27,7 +28,7 @@ from recovery.supervision import SupervisionSettings
 from recovery.supervisor import Supervisor
 
 ONE, ALL, REST = RestartStrategy.ONE_FOR_ONE, RestartStrategy.ONE_FOR_ALL, RestartStrategy.REST_FOR_ONE
-QUICK = SupervisionSettings(restarts=2, period_seconds=10)
+QUICK = SupervisionSettings(restarts=2, period_seconds=10, spare_pause_seconds=0)
 
 
 class Clock:
@@ -218,7 +219,7 @@ def test_a_child_that_is_not_significant_is_given_up_alone() -> None:
             await settle()
         with pytest.raises(ChildGivenUpError, match="b: given up after 2 restarts") as caught:
             await supervisor.call("b", "number_of_life", timeout=1)
-        assert Classifier().classify(caught.value) is ErrorClass.UNKNOWN
+        assert Classifier().classify(caught.value) is ErrorClass.CRASH
         assert await supervisor.call("a", "number_of_life", timeout=1) == 1
         assert await supervisor.call("c", "number_of_life", timeout=1) == 3
         await supervisor.stop()
@@ -237,6 +238,28 @@ def test_a_start_that_fails_counts_and_is_tried_again() -> None:
         assert not world.living
 
     run(scenario())
+
+
+def test_what_cannot_be_started_is_not_tried_again() -> None:
+    starts = list[str]()
+
+    async def start(_: frozenset[str]) -> Incarnation:
+        starts.append("b")
+        raise UnstartableError("b: no weights") from FileNotFoundError("weights.bin")
+
+    async def scenario() -> None:
+        world = World()
+        with pytest.raises(SupervisorGaveUpError, match=r"s: gave up; b did not start: .*no weights"):
+            await Supervisor("s", [*world.children("a"), ChildSpec("b", start)]).start()
+        assert not world.living
+        supervisor = await Supervisor("s", [ChildSpec("b", start, significant=False)]).start()
+        with pytest.raises(ChildGivenUpError, match="b: given up; b did not start") as caught:
+            await supervisor.call("b", "wait", timeout=1)
+        assert Classifier().classify(caught.value) is ErrorClass.UNKNOWN
+        await supervisor.stop()
+
+    run(scenario())
+    assert starts == ["b", "b"]
 
 
 def test_a_call_fails_at_once_when_the_child_dies_and_the_next_one_waits_for_its_successor() -> None:
@@ -346,7 +369,7 @@ def test_children_come_and_go_while_it_runs() -> None:
 def test_a_spare_takes_over_with_the_state_and_is_replaced() -> None:
     async def scenario() -> None:
         world = World()
-        supervisor = await Supervisor("s", world.children("a", spares=1)).start()
+        supervisor = await Supervisor("s", world.children("a", spares=1), settings=QUICK).start()
         await settle()
         assert world.starts["a"] == 2
         supervisor._children["a"].snapshot = "state"
@@ -371,7 +394,7 @@ def test_a_spare_takes_over_with_the_state_and_is_replaced() -> None:
 def test_a_life_that_ends_while_it_takes_over_is_replaced_again(spares: int) -> None:
     async def scenario() -> None:
         world = World()
-        supervisor = await Supervisor("s", world.children("a", spares=spares)).start()
+        supervisor = await Supervisor("s", world.children("a", spares=spares), settings=QUICK).start()
         await settle()
         supervisor._children["a"].snapshot = "state"
         world.mortal[2] = True
@@ -380,6 +403,22 @@ def test_a_life_that_ends_while_it_takes_over_is_replaced_again(spares: int) -> 
         assert await supervisor.call("a", "number_of_life", timeout=1) == 3
         await supervisor.stop()
         assert not world.living
+
+    run(scenario())
+
+
+def test_a_spare_is_started_after_a_pause_or_when_it_is_needed() -> None:
+    async def scenario() -> None:
+        world = World()
+        settings = QUICK.model_copy(update={"spare_pause_seconds": 1000})
+        supervisor = await Supervisor("s", world.children("a", spares=1), settings=settings).start()
+        await settle()
+        assert world.starts["a"] == 1
+        world.life("a").die()
+        await settle()
+        assert await supervisor.call("a", "number_of_life", timeout=1) == 2
+        assert [life.number for life in world.living] == [2]
+        await supervisor.stop()
 
     run(scenario())
 
