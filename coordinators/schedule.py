@@ -2,12 +2,14 @@
 
 An agent has one task at a time, and a bounded number of tasks is under way. Of a model's ready tasks those of higher
 priority start first, then those that come first in its plan; between models, agents and places are shared by turns, so
-that a large plan starves no small one. Given the order in which tasks end, the order in which they start is determined.
+that a large plan starves no small one, nor one of long tasks one of short ones. Given when tasks end, the order in
+which they start is determined.
 Nothing is run here and nothing is known of how: whoever calls `Scheduler.run` says what performing a task means.
 """
 
 import asyncio
 import inspect
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -46,24 +48,34 @@ class Repeat(Exception):
 
 
 class Turns:
-    """Whose turn it is at what several share: start-time fair queueing (Goyal et al. 1996), each task of length 1.
+    """Whose turn it is at what several share: start-time fair queueing (Goyal et al. 1996) of the time that tasks take.
 
-    While two of weights a and b both have something to start, what they have started, each divided by its weight,
-    differs by at most 1/a + 1/b. Who had nothing to start has saved nothing up.
+    A task counts as long as those before it took on average, and once it has ended, as long as it took. Of what serves
+    one at a time, two of weights a and b that both have something to start get times that, each divided by its weight,
+    differ by at most the sum of their longest tasks, so divided. Who had nothing to start has saved nothing up.
     """
 
     def __init__(self) -> None:
         self._now = 0.0
         self._ends: dict[int, float] = {}
+        self._count, self._mean = 0, 1.0
 
     def start(self, who: int) -> float:
         """Return the virtual time at which `who` may start; the least is next."""
         return max(self._now, self._ends.get(who, 0.0))
 
-    def take(self, who: int, weight: float) -> None:
-        """Note that `who` starts a task."""
+    def take(self, who: int, weight: float) -> float:
+        """Note that `who` starts a task, and return the seconds that it counts for the time being."""
         self._now = self.start(who)
-        self._ends[who] = self._now + 1 / weight
+        self._ends[who] = self._now + self._mean / weight
+        return self._mean
+
+    def settle(self, who: int, weight: float, counted: float, seconds: float) -> None:
+        """Note that a task that has counted for some seconds took others."""
+        if who in self._ends:
+            self._ends[who] += (seconds - counted) / weight
+        self._count += 1
+        self._mean += (seconds - self._mean) / self._count
 
     def forget(self, who: int) -> None:
         """Forget one that is gone."""
@@ -138,8 +150,12 @@ class _Plan(Generic[R]):
 class Scheduler:
     """Runs plans side by side; tasks that name the same agent share it."""
 
-    def __init__(self, settings: SchedulingSettings = SchedulingSettings()) -> None:  # noqa: B008 - immutable
-        self.settings = settings
+    def __init__(
+        self,
+        settings: SchedulingSettings = SchedulingSettings(),  # noqa: B008 - immutable
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings, self.clock = settings, clock
         self._plans: list[_Plan[Any]] = []
         self._count = 0
         self._busy = set[str]()
@@ -171,8 +187,6 @@ class Scheduler:
     def _dispatch(self) -> None:
         while len(self._busy) < self.settings.in_flight and (offer := self._next()):
             plan, agent = offer
-            self._agents[agent].take(plan.number, plan.weight)
-            self._places.take(plan.number, plan.weight)
             self._start(plan, plan.take(agent))
 
     def _next(self) -> tuple[_Plan[Any], str] | None:
@@ -194,12 +208,16 @@ class Scheduler:
 
     def _start(self, plan: _Plan[Any], task: Task) -> None:
         self._busy.add(task.agent)
+        start, shared = self.clock(), (self._agents[task.agent], self._places)
+        counted = [turns.take(plan.number, plan.weight) for turns in shared]
         running = asyncio.create_task(plan.perform(task))
         plan.running.add(running)
 
         def ended(future: asyncio.Task[Any]) -> None:
             plan.running.discard(future)
             self._busy.discard(task.agent)
+            for turns, seconds in zip(shared, counted, strict=True):
+                turns.settle(plan.number, plan.weight, seconds, self.clock() - start)
             if not plan.over.done():
                 plan.settle(task, future)
             self._dispatch()

@@ -17,8 +17,9 @@ from phases.errors import ConfigError
 
 @dataclass
 class World:
-    """Performs tasks that end when it is told so, and keeps a history of (what, task)."""
+    """Performs tasks that end when it is told so, and keeps a history of (what, task); `now` is its time."""
 
+    now: float = 0.0
     events: list[tuple[str, str]] = field(default_factory=list)
     running: dict[str, asyncio.Future[str]] = field(default_factory=dict)
 
@@ -44,12 +45,17 @@ class World:
 
 
 def play(
-    plans: Sequence[list[Task]], choices: Callable[[int], int], in_flight: int = 64, weights: Sequence[float] = ()
+    plans: Sequence[list[Task]],
+    choices: Callable[[int], int],
+    in_flight: int = 64,
+    weights: Sequence[float] = (),
+    seconds: Callable[[str], float] = lambda _: 1.0,
 ) -> tuple[World, list[dict[str, str]]]:
-    """Run plans side by side, ending one of n running tasks at a time: the one of number `choices(n)`."""
+    """Run plans side by side, ending one of n running tasks at a time, which takes `seconds(id)`: `choices(n)`."""
 
     async def go() -> tuple[World, list[dict[str, str]]]:
-        world, scheduler = World(), Scheduler(SchedulingSettings(in_flight=in_flight))
+        world = World()
+        scheduler = Scheduler(SchedulingSettings(in_flight=in_flight), clock=lambda: world.now)
         shares = weights or [1.0] * len(plans)
         runs = [
             asyncio.create_task(scheduler.run(plan, world.perform, weight=weight))
@@ -58,6 +64,7 @@ def play(
         await world.go_on()
         while world.running:
             name = list(world.running)[choices(len(world.running))]
+            world.now += seconds(name)
             world.running[name].set_result(name.upper())
             await world.go_on()
         return world, await asyncio.gather(*runs)
@@ -153,36 +160,47 @@ def test_no_agent_is_idle_that_could_work(plans: tuple[list[Task], ...], in_flig
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([1.0, 2.0, 3.0])), min_size=2, max_size=4),
+    st.lists(
+        st.tuples(st.integers(1, 30), st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([0.1, 1.0, 7.0])),
+        min_size=2,
+        max_size=4,
+    ),
     st.sampled_from(["agent", "places"]),
 )
-def test_backlogged_plans_get_their_shares(plans: list[tuple[int, float]], shared: str) -> None:
-    """At one agent, or at one place in flight for agents of their own: |n_a / w_a - n_b / w_b| <= 1 / w_a + 1 / w_b."""
+def test_backlogged_plans_get_their_shares_of_time(plans: list[tuple[int, float, float]], shared: str) -> None:
+    """At one agent, or at one place in flight for agents of their own, with tasks of l seconds each.
+
+    |n_a l_a / w_a - n_b l_b / w_b| <= l_a / w_a + l_b / w_b.
+    """
     tasks = [
         [Task(f"{p}-{n}", "agent" if shared == "agent" else f"agent {p}", "work") for n in range(count)]
-        for p, (count, _) in enumerate(plans)
+        for p, (count, _, _) in enumerate(plans)
     ]
-    weights = [weight for _, weight in plans]
-    world, _ = play(tasks, lambda count: 0, 64 if shared == "agent" else 1, weights)
+    weights = [weight for _, weight, _ in plans]
+    each = [length / weight for _, weight, length in plans]  # what a task of a plan counts
+    world, _ = play(
+        tasks, lambda count: 0, 64 if shared == "agent" else 1, weights, lambda name: plans[int(name.split("-")[0])][2]
+    )
     counts = [0] * len(plans)
     for name in world.started:
         counts[int(name.split("-")[0])] += 1
-        backlogged = [p for p, (count, _) in enumerate(plans) if counts[p] < count]
+        backlogged = [p for p, (count, _, _) in enumerate(plans) if counts[p] < count]
         for a in backlogged:
             for b in backlogged:
-                difference = abs(counts[a] / weights[a] - counts[b] / weights[b])
-                assert difference <= 1 / weights[a] + 1 / weights[b] + 1e-9
+                assert abs(counts[a] * each[a] - counts[b] * each[b]) <= each[a] + each[b] + 1e-9
 
 
 def test_a_late_plan_neither_starves_nor_makes_up_for_what_it_missed() -> None:
     async def go() -> list[str]:
-        world, scheduler = World(), Scheduler(SchedulingSettings())
+        world = World()
+        scheduler = Scheduler(SchedulingSettings(), clock=lambda: world.now)
         runs = list[asyncio.Task[dict[str, str]]]()
         for model, at in (("big", 0), ("small", 10)):
             plan = [Task(f"{model} {number}", "agent", "work") for number in range(30 if model == "big" else 5)]
             runs.append(asyncio.create_task(scheduler.run(plan, world.perform)))
             await world.go_on()
             while world.running and len(world.started) < (at + 10 if model == "big" else 99):
+                world.now += 1
                 world.running[next(iter(world.running))].set_result("")
                 await world.go_on()
         await asyncio.gather(*runs)
