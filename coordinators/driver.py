@@ -5,7 +5,8 @@ live view and to W&B. It does no work of its own: if it is killed, `forge resume
 """
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -22,10 +23,13 @@ from coordinators.tracking import PipelineLogger
 from phases import storage
 from phases.contract import PhaseResult
 from phases.errors import ConfigError, ForgeError
+from phases.seeds import child_seed
 from recovery.commits import FencedError
 from recovery.journal import Journal
 from recovery.lease import Lease
+from recovery.strategies import Strategy, delay
 
+Listener = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 0.5
 _SILENCE_SECONDS = 30.0  # of the pipeline's actor, until it is given up
 
@@ -74,10 +78,7 @@ def _check(config: PipelineConfig) -> None:
 
 
 def _drive(run: str, config: PipelineConfig, plain: bool, lease: Lease) -> PhaseResult:
-    """Run the coordinator to its end, showing what happens. One that dies is started again and goes on.
-
-    Each has an epoch of its own, so that one that was taken for dead writes nothing any more.
-    """
+    """Run the coordinator to its end, showing what happens."""
     with (
         connected(config.ray) as address,
         Alerts(run, config.alerts) as alerts,
@@ -87,25 +88,41 @@ def _drive(run: str, config: PipelineConfig, plain: bool, lease: Lease) -> Phase
         if address is not None:
             Journal(run, lease.epoch).append("cluster_joined", address=address)
             view.on_event({"kind": "cluster_joined", "address": address})
-        for left in reversed(range(config.supervision.pipeline_restarts + 1)):
-            pipeline = spawn_pipeline(run, config, lease.epoch)
-            try:
-                result = _follow(pipeline, lease, [view.on_event, logger.on_event, alerts.on_event])
-                break
-            except RayError as error:
-                if not (left and isinstance(error, RayActorError)):
-                    stopped = _stopped(run, error)
-                    if not isinstance(stopped, FencedError):
-                        alerts.send(f"the run has stopped: {stopped}", level="error")
-                    raise stopped from error
-                ray.kill(pipeline)  # else its name stays taken for as long as a traceback holds the handle
-                reason = str(error).partition("\n")[0]
-                Journal(run, lease.advance()).append("pipeline_restarted", error=reason, left=left - 1)
+        listeners = [view.on_event, logger.on_event, alerts.on_event]
+        try:
+            result = _kept_alive(run, config, lease, listeners)
+        except ForgeError as stopped:
+            if not isinstance(stopped, FencedError):
+                alerts.send(f"the run has stopped: {stopped}", level="error")
+            raise
     Journal(run, lease.epoch).append("run_finished")
     return result
 
 
-def _follow(pipeline: Any, lease: Lease, listeners: list[Callable[[dict[str, Any]], None]]) -> PhaseResult:
+def _kept_alive(run: str, config: PipelineConfig, lease: Lease, listeners: Sequence[Listener]) -> PhaseResult:
+    """Run the coordinator to its end. One that dies is started again, each time after a longer while, and goes on.
+
+    Each has an epoch of its own, so that one that was taken for dead writes nothing any more. One that cannot be made
+    would fail again, and stops the run as what a task has raised does.
+    """
+    attempts = config.supervision.pipeline_restarts + 1
+    for attempt in range(1, attempts + 1):
+        pipeline = spawn_pipeline(run, config, lease.epoch)
+        try:
+            return _follow(pipeline, lease, listeners)
+        except RayError as error:
+            died = isinstance(error, RayActorError) and not error.actor_init_failed
+            if not died or attempt == attempts:
+                raise _stopped(run, error) from error
+            ray.kill(pipeline)  # else its name stays taken for as long as a traceback holds the handle
+            reason = str(error).partition("\n")[0]
+            Journal(run, lease.advance()).append("pipeline_restarted", error=reason, left=attempts - attempt - 1)
+        seed = child_seed(config.seed, "recovery", "pipeline", attempt)
+        time.sleep(delay(config.recovery.delays, Strategy.RESTART, attempt, seed))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _follow(pipeline: Any, lease: Lease, listeners: Sequence[Listener]) -> PhaseResult:
     """Start a pipeline, pass its events on until it ends, and return its result.
 
     Raises what Ray raises, and `FencedError` where another process has taken over the run.
@@ -129,10 +146,13 @@ def _follow(pipeline: Any, lease: Lease, listeners: list[Callable[[dict[str, Any
 
 def _events(pipeline: Any) -> list[dict[str, Any]] | None:
     """Return what happened since the last call, None where there is no answer in time."""
+    answer, silence = pipeline.events.remote(), 0.0
+    while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
+        silence += _POLL_SECONDS  # and not what the clock says: this process may itself have been stopped for a while
+        if silence >= _SILENCE_SECONDS:
+            return None
     try:
-        events: list[dict[str, Any]] = ray.get(pipeline.events.remote(), timeout=_SILENCE_SECONDS)
-    except TimeoutError:
-        return None
+        events: list[dict[str, Any]] = ray.get(answer)
     except RayError:
         return []  # the coordinator is gone; `pending` tells how
     return events

@@ -207,7 +207,7 @@ def decide(settings: RecoverySettings, seed: int, failure: Failure, history: His
             strategy=strategy,
             reason=f"{failure.error_class}" + (f" ({'; '.join(refused)})" if refused else ""),
             attempt=attempt,
-            delay=_delay(settings.delays, strategy, attempt, child_seed(seed, "recovery", phase, task, attempt)),
+            delay=delay(settings.delays, strategy, attempt, child_seed(seed, "recovery", phase, task, attempt)),
             fallback=fell_back > 0,
             learning_rate_factor=settings.learning_rate_factor**rollbacks,
             advice=ADVICE[failure.error_class] if strategy is Strategy.ESCALATE else "",
@@ -252,7 +252,7 @@ class _SeededJitter(wait_base):
         return self.most * (self.seed / 2**63)
 
 
-def _delay(delays: Delays, strategy: Strategy, attempt: int, seed: int) -> float:
+def delay(delays: Delays, strategy: Strategy, attempt: int, seed: int) -> float:
     """Return the seconds to wait: before each retry, and before each restart but the first."""
     waits = {Strategy.RETRY: attempt, Strategy.RESTART: attempt - 1}.get(strategy, 0)
     if waits < 1:
