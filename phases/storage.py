@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 import posixpath
+import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ _UNNAMED = getattr(os, "O_TMPFILE", 0)
 _READ_BYTES = 64 << 10
 _LOCAL = LocalFileSystem()
 _MODE = 0o666  # less the umask, as `open` does
+_witnesses: list[Callable[[str, bytes], None]] = []
 
 
 def _resolve(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -83,8 +85,16 @@ def read_bytes(uri: str) -> bytes:
         raise ArtifactError(f"{uri}: no such file") from error
 
 
+def before_writes(witness: Callable[[str, bytes], None]) -> None:
+    """Have `witness(uri, data)` called before each atomic write of this process; what it raises, the write raises."""
+    if witness not in _witnesses:
+        _witnesses.append(witness)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Put `data` at `uri` atomically: flushed under a temporary name, then renamed."""
+    for witness in _witnesses:
+        witness(uri, data)
     fs, path = _resolve(uri)
     if isinstance(fs, LocalFileSystem):
         _write_local(path, data)
@@ -126,17 +136,21 @@ class AppendedFile:
     def __init__(self, uri: str) -> None:
         self._path = _resolve(uri)[1]
         self._descriptor: int | None = None
+        self._lock = threading.Lock()
 
-    def append(self, data: bytes, *, durable: bool = True) -> None:
-        """Append in one piece; durable in one flush, with all that was before it."""
-        if self._descriptor is None:
-            _make_folder(posixpath.dirname(self._path))
-            self._open(os.O_CREAT)
-        assert self._descriptor is not None
-        if os.write(self._descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+    def append(self, data: bytes, *, durable: bool = True) -> int:
+        """Append in one piece, and return where in the file it begins; durable in one flush, with all before it."""
+        with self._lock:  # the position is the descriptor's, which threads share
+            if self._descriptor is None:
+                _make_folder(posixpath.dirname(self._path))
+                self._open(os.O_CREAT)
+            assert self._descriptor is not None
+            if os.write(self._descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+            begin = os.lseek(self._descriptor, 0, os.SEEK_CUR) - len(data)
         if durable:
             os.fdatasync(self._descriptor)
+        return begin
 
     def read_from(self, offset: int) -> bytes:
         """Return what is behind `offset`; nothing where there is no file."""

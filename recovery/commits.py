@@ -11,6 +11,7 @@ in one file, in the order in which the kernel appended it: a commit counts if no
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -110,26 +111,25 @@ class _Log:
         self.path = path
         self._file = storage.AppendedFile(path)
         self._lock = threading.Lock()
+        self._writer, self._numbers = os.urandom(8).hex(), itertools.count()
         self._read = 0
         self._granted = Counter[str]()
         self._epochs: dict[str, int] = {}  # of the grants of this process, by name
         self._commits: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
 
     def begin(self, step: str) -> int:
-        name = os.urandom(8).hex()
+        name = self._new_name()
         self._epochs[name] = 0
-        self._file.append(b"\n" + _pack({"step": step, "name": name}), durable=False)
-        self._catch_up()
+        self._append({"step": step, "name": name}, durable=False)
         return self._epochs.pop(name)
 
     def commit(self, entry: dict[str, Any]) -> bool:
-        entry = entry | {"name": os.urandom(8).hex()}
+        entry = entry | {"name": self._new_name()}
         if not self._counts(entry):
             self._catch_up()  # its epoch was granted in another process
         if not self._counts(entry):
             return False
-        self._file.append(b"\n" + _pack(entry))
-        self._catch_up()  # what others have appended meanwhile stands before it
+        self._append(entry, durable=True)
         taken = self._commits[entry["step"]].get(entry["epoch"])
         return taken is not None and bool(taken["name"] == entry["name"])
 
@@ -137,6 +137,21 @@ class _Log:
         self._catch_up()
         with self._lock:
             return iter([entry for _, entry in sorted(self._commits[step].items())])
+
+    def _new_name(self) -> str:
+        return f"{self._writer}-{next(self._numbers)}"
+
+    def _append(self, entry: dict[str, Any], *, durable: bool) -> None:
+        """Append a line and take note of it, and of what others have appended meanwhile, which stands before it."""
+        content = json.dumps(entry)
+        line = b"\n" + _line(content.encode())
+        begin = self._file.append(line, durable=durable)
+        with self._lock:
+            if self._read == begin:  # nobody has, and what it says needs not be read
+                self._apply(json.loads(content))
+                self._read += len(line)
+                return
+        self._catch_up()
 
     def _counts(self, entry: dict[str, Any]) -> bool:
         step, epoch = entry["step"], entry["epoch"]
@@ -163,8 +178,12 @@ class _Log:
 
 
 def _pack(entry: dict[str, Any]) -> bytes:
-    """Return a line: a checksum, and the entry as JSON."""
-    content = json.dumps(entry).encode()
+    """Return an entry as a line."""
+    return _line(json.dumps(entry).encode())
+
+
+def _line(content: bytes) -> bytes:
+    """Return a line: a checksum, and what it is of."""
     return hashlib.sha256(content).hexdigest()[:16].encode() + b" " + content + b"\n"
 
 

@@ -215,8 +215,8 @@ class Injector:
                 _flip_a_byte(Path(folder))
             self._strike(fault)
 
-    def write(self, original: Callable[[str, bytes], None], path: str, data: bytes) -> None:
-        """Write a file of the run as `original` does, if nothing else is planned.
+    def write(self, path: str, data: bytes) -> None:
+        """Come by the point before a file of the run is written.
 
         Its lease and journal depend on time and have no points.
         """
@@ -227,7 +227,6 @@ class Injector:
                 os.makedirs(folder, exist_ok=True)
                 Path(folder, f".tmp-{name}-torn").write_bytes(data[: len(data) // 2])
             self._strike(fault)
-        original(path, data)
 
     def _due(self, point: Point) -> Fault | None:
         line = json.dumps([point.hook, point.step, time.time(), os.getpid()])
@@ -289,10 +288,14 @@ def _from_environment() -> Injector | None:
 def install(log: FaultLog) -> Injector:
     """Make the hooks and the writes of this process follow a plan."""
     global _injector
-    injector = _injector = Injector(log)
-    original = storage.write_bytes
-    storage.write_bytes = lambda uri, data: injector.write(original, uri, data)
-    return injector
+    _injector = Injector(log)
+    storage.before_writes(_write)
+    return _injector
+
+
+def _write(uri: str, data: bytes) -> None:
+    if _injector is not None:
+        _injector.write(uri, data)
 
 
 def hook(name: str, *step: object, folder: str = "") -> None:

@@ -25,10 +25,9 @@ POINTS = [Point("progress", f"train/{step}") for step in range(20)] + [Point("wr
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[FaultLog]:
     """A log whose plan this process follows once it is installed."""
-    original = storage.write_bytes
     yield FaultLog(tmp_path / "faults")
     faults._injector = None
-    storage.write_bytes = original
+    storage._witnesses.clear()
 
 
 def follow(log: FaultLog, *planned: Fault) -> None:
