@@ -110,19 +110,15 @@ class Series:
     def seconds_left(self) -> float:
         """Return in how long the value is 0 if it goes on so: Theil-Sen slope, where Mann-Kendall finds a fall.
 
-        Infinite where it does not fall, or where points are too few to tell.
+        The older and the newer half have to agree, since what starts up takes much and then no more. Infinite where it
+        does not fall, or where points are too few or too close together to tell.
         """
-        times, values = np.array(self._points).T if self._points else np.zeros((2, 0))  # (N,)
-        n = len(times)
-        if n < _LEAST_POINTS or times[-1] - times[0] < self.seconds / 10:
+        points = np.array(self._points)  # (N, 2)
+        if len(points) < 2 * _LEAST_POINTS or points[-1, 0] - points[0, 0] < self.seconds / 4:
             return inf
-        later, earlier = np.tril_indices(n, -1)
-        rises = values[later] - values[earlier]  # (N (N - 1) / 2,)
-        slope = float(np.median(rises / (times[later] - times[earlier])))
-        z = float(np.sign(rises).sum()) / sqrt(n * (n - 1) * (2 * n + 5) / 18)
-        if slope >= 0 or z > -3:
-            return inf
-        return max(float(np.median(values[-_LEAST_POINTS:])), 0.0) / -slope
+        halves = np.array_split(points, 2)
+        slope = max(_fall(half) for half in halves)
+        return max(float(np.median(points[-_LEAST_POINTS:, 1])), 0.0) / -slope if slope < 0 else inf
 
     def speeds(self, now: float) -> tuple[float, float] | None:
         """Return what a growing counter gained per second before the newest quarter and in it; None where too few."""
@@ -132,6 +128,17 @@ class Series:
             return None
         earlier = (before[-1][1] - before[0][1]) / (before[-1][0] - before[0][0])
         return earlier, (self.last - before[-1][1]) / (now - before[-1][0])
+
+
+def _fall(points: np.ndarray) -> float:
+    """Return the Theil-Sen slope of `points` (N, 2), (time, value), where Mann-Kendall's test finds a fall, else 0."""
+    times, values = points.T
+    n = len(times)
+    later, earlier = np.tril_indices(n, -1)
+    rises = values[later] - values[earlier]  # (N (N - 1) / 2,)
+    slope = float(np.median(rises / (times[later] - times[earlier])))
+    z = float(np.sign(rises).sum()) / sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    return slope if z <= -3 else 0.0
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,14 @@ def test_noise_and_sawteeth_are_no_trend() -> None:
         assert sawtooth.seconds_left() == inf
 
 
+def test_what_starts_up_takes_memory_and_then_no_more() -> None:
+    """Workers that start take 4 GB in a minute, of 8: at no time is that a trend."""
+    series, noise = Series(600), random.Random(2)
+    for time in range(0, 600, 5):
+        series.add(time, 8e9 - 4e9 * min(time / 60, 1) + noise.gauss(0, 1e7))
+        assert series.seconds_left() > 1800, time
+
+
 def test_a_series_is_bounded_and_keeps_its_span() -> None:
     series = Series(600, limit=128)
     for tick in range(100_000):
