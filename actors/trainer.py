@@ -1,5 +1,6 @@
 """What agents that train have in common: checkpoints that they go on from, progress, gauges and a file of metrics."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,7 +30,9 @@ class Trainer(Agent):
         def passed_over(problem: str) -> None:
             Journal(self.run_uri).append("checkpoint_passed_over", role=role, problem=problem)
 
-        checkpoints = Checkpoints(storage.join(self.run_uri, f"{folder}/checkpoints/{role}"), on_damage=passed_over)
+        hours = math.inf if training.checkpoint_hours is None else training.checkpoint_hours
+        folder_of_role = storage.join(self.run_uri, f"{folder}/checkpoints/{role}")
+        checkpoints = Checkpoints(folder_of_role, training.checkpoints_kept, 3600 * hours, on_damage=passed_over)
         newest = checkpoints.newest()
         gauges = StepGauges(self.phase, role)
         every = max(1, training.steps // _RECORDS)

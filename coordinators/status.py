@@ -141,9 +141,14 @@ def _queues(run: str) -> dict[str, Any]:
 
 
 def _checkpoints(run: str) -> dict[str, int]:
-    folder = storage.join(run, rundir.phase_folder("cognate"), "checkpoints")
-    found = {role: Checkpoints(storage.join(folder, role)).newest() for role in storage.names(folder)}
-    return {role: checkpoint.step for role, checkpoint in found.items() if checkpoint}
+    """Return task (`phase/role`) -> step of its newest good checkpoint, for all phases."""
+    steps = dict[str, int]()
+    for phase in rundir.PHASES:
+        folder = storage.join(run, rundir.phase_folder(phase), "checkpoints")
+        for role in storage.names(folder):
+            if (newest := Checkpoints(storage.join(folder, role)).newest()) is not None:
+                steps[f"{phase}/{role}"] = newest.step
+    return steps
 
 
 def age(moment: str | float, now: float) -> str:

@@ -26,4 +26,8 @@ class TrainingConfig(Settings):
         default="auto", description="auto takes bf16 autocast where the processor has units for it"
     )
     checkpoint_every: int = Field(default=50, ge=1, description="steps between checkpoints")
+    checkpoints_kept: int = Field(default=2, ge=1, description="newest good checkpoints of a training run that stay")
+    checkpoint_hours: float | None = Field(
+        default=None, gt=0, description="but only the newest for longer than this; None for no limit"
+    )
     threads: int = Field(default=1, ge=1, description="of torch, per agent; another number gives other bytes")

@@ -23,6 +23,7 @@ from coordinators.status import age, read_config, run_status
 from coordinators.statusview import Changes, render, watch, watch_on
 from phases import storage
 from phases.errors import ArtifactError
+from recovery.checkpoints import Checkpoints
 from recovery.health import Health, HealthSettings
 from recovery.inbox import Receipt
 from recovery.journal import Journal
@@ -84,6 +85,12 @@ def shown(state: dict[str, Any]) -> str:
     out = io.StringIO()
     Console(file=out, width=200).print(render(state))
     return out.getvalue()
+
+
+def test_the_checkpoints_of_all_phases_are_listed(run: str) -> None:
+    for folder, step in (("01_cognate/checkpoints/a", 4), ("04_bitnet/checkpoints/ternary", 8)):
+        Checkpoints(storage.join(run, folder)).save(step, {"x": b"x"})
+    assert run_status(run)["checkpoints"] == {"cognate/a": 4, "bitnet/ternary": 8}
 
 
 def test_everything_is_in_it(run: str) -> None:
