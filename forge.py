@@ -337,6 +337,8 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and seeds.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Print the bare names, one a line.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the raw samples.")] = Path("bench-results"),
+    faults: Annotated[int | None, typer.Option(help="Of chaos: faults per seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of chaos: the one seed, instead of three.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure ratios against baselines of the same run. Exit code 1 where a figure falls short of its goal."""
@@ -349,7 +351,7 @@ def bench(
         return
     if name not in benchmarks:
         raise ConfigError.of("benchmark", name, "not known", f"choose one of {', '.join(benchmarks)}")
-    result = execute(name, quick=quick, out=out)
+    result = execute(name, quick=quick, out=out, faults=faults, seed=seed)
     _print_json(result.model_dump(mode="json")) if as_json else _show_figures(result)
     if not result.ok:
         raise typer.Exit(1)

@@ -20,9 +20,11 @@ from benchmarks.chaos_judge import Verdict, executed_intervals, judge, judge_sto
 from benchmarks.chaos_plan import CHANGED_BYTES, QUICK, STOPPING, points_of, stopping, storm
 from benchmarks.chaos_run import CONFIG, DEFAULT_BUDGETS, ChaosRun, Outcome
 from benchmarks.harness import Baseline, Figure, progress
+from phases.errors import ConfigError
 from recovery.faults import Fault, draw
 
-_FULL_STORMS, _FULL_STORM_FAULTS, _MESSAGE_FAULTS = 2, 17, 7  # with 3 that change bytes and 6 that stop a run: 50
+_FAULTS, _STORMS, _MESSAGE_FAULTS = 50, 2, 7
+_NO_STORM = _MESSAGE_FAULTS + len(CHANGED_BYTES) + len(STOPPING) + 1  # the last is the poison
 _POISON_HITS = 7  # three retries, three restarts and the first attempt
 _SECONDS_PER_FAULT = 10.0
 _LIMIT_FACTOR, _LIMIT_SECONDS = 20.0, 900.0  # a run that takes longer than the greater of both has failed
@@ -41,13 +43,15 @@ class _Tally:
     ratios: list[float] = field(default_factory=list)
 
 
-def run(quick: bool) -> list[Figure]:
-    """Measure what 50 faults do under 3 seeds; quickly, 8 under one."""
+def run(quick: bool, faults: int = _FAULTS, seed: int | None = None) -> list[Figure]:
+    """Measure what so many faults do under 3 seeds, or the given one; quickly, 8 under one."""
+    if faults < _NO_STORM + _STORMS:
+        raise ConfigError.of("--faults", faults, "too few for each kind", f"give {_NO_STORM + _STORMS} or more")
     tally = _Tally()
     with TemporaryDirectory(prefix="chaos-") as folder:
         bench = _Bench(Path(folder), tally)
-        for seed in range(1 if quick else 3):
-            bench.quick(seed) if quick else bench.full(seed)
+        for number in range(1 if quick else 3) if seed is None else [seed]:
+            bench.quick(number) if quick else bench.full(number, faults)
     return _figures(tally)
 
 
@@ -67,11 +71,11 @@ class _Bench:
         self._changing(f"{seed}-changing", draw(seed, self.points, CHANGED_BYTES[:1]))
         self._stopping(f"{seed}-stopping", draw(seed, self.points, STOPPING[:1]))
 
-    def full(self, seed: int) -> None:
-        """Run everything under one seed."""
-        for number in range(_FULL_STORMS):
-            faults = storm(seed * _FULL_STORMS + number, self.points, _FULL_STORM_FAULTS)
-            self._storm(f"{seed}-storm-{number}", faults)
+    def full(self, seed: int, faults: int) -> None:
+        """Run everything under one seed, and once more with as many faults as the time of a run suggests."""
+        for number in range(_STORMS):
+            count = (faults - _NO_STORM + number) // _STORMS
+            self._storm(f"{seed}-storm-{number}", storm(seed * _STORMS + number, self.points, count))
         self._changing(f"{seed}-changing", draw(seed, self.points, CHANGED_BYTES))
         self._stopping(f"{seed}-stopping", stopping(seed, self.points, _POISON_HITS))
         self._messages(f"{seed}-messages", message_plan(seed, _MESSAGE_FAULTS))

@@ -1,13 +1,14 @@
 """How benchmarks are found, run, timed and reported.
 
 A benchmark is a module `benchmarks/<name>.py` whose docstring's first line is its summary and which has
-`run(quick: bool) -> list[Figure]`. Compute is timed in CPU seconds, so that other load on the machine counts less, with
-candidates and baselines taking turns, so that what load does reach them reaches them alike. Peak memory is read in a
-fresh process each time. Raw samples are written beside the report; nothing here knows what is being measured.
+`run(quick: bool, ...) -> list[Figure]`. Compute is timed in CPU seconds, so that other load on the machine counts less,
+with candidates and baselines taking turns, so that what load does reach them reaches them alike. Peak memory is read in
+a fresh process each time. Raw samples are written beside the report; nothing here knows what is being measured.
 """
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -106,12 +107,18 @@ def discover() -> dict[str, str]:
     return found
 
 
-def execute(name: str, *, quick: bool, out: Path) -> Report:
-    """Run a benchmark and write its raw samples to `out/NAME-samples.json`. Raises `ConfigError` for an unknown one."""
+def execute(name: str, *, quick: bool, out: Path, **options: int | None) -> Report:
+    """Run a benchmark and write its raw samples to `out/NAME-samples.json`.
+
+    `options` that are not None go to its `run`. Raises `ConfigError` for an unknown benchmark, or option of it.
+    """
     if name not in (known := discover()):
         raise ConfigError.of("benchmark", name, "not known", f"choose one of {', '.join(known)}")
+    run, given = importlib.import_module(f"benchmarks.{name}").run, {k: v for k, v in options.items() if v is not None}
+    for option in given.keys() - inspect.signature(run).parameters.keys():
+        raise ConfigError.of(f"--{option}", given[option], f"{name} has no such option", "leave it out")
     where, start = machine(), time.perf_counter()
-    figures: list[Figure] = importlib.import_module(f"benchmarks.{name}").run(quick)
+    figures: list[Figure] = run(quick, **given)
     seconds = time.perf_counter() - start
     samples = {figure.key: figure.raw for figure in figures}
     storage.write_json(str(out.absolute() / f"{name}-samples.json"), samples)

@@ -103,6 +103,13 @@ def test_unknown_benchmark_is_named() -> None:
         execute("no-such-bench", quick=True, out=Path("unused"))
 
 
+def test_an_option_that_a_benchmark_does_not_have_is_named() -> None:
+    with pytest.raises(ConfigError, match="--faults = 5: moo has no such option"):
+        execute("moo", quick=True, out=Path("unused"), faults=5, seed=None)
+    with pytest.raises(ConfigError, match="--faults = 5: too few for each kind; give 18 or more"):
+        execute("chaos", quick=True, out=Path("unused"), faults=5, seed=1)
+
+
 def test_peak_memory_is_that_of_the_fresh_process() -> None:
     held = bytearray(b"x") * (300 << 20)
     small = peak_rss("operator:neg", 1)
