@@ -2,8 +2,8 @@
 
 Only `ray.address` (`--address`) or RAY_ADDRESS makes a run join a cluster; what else runs on the machine, or has left
 its files there, is not looked at. Ray itself tries a wrong address for many minutes and prints stack traces, so a child
-process tries first, with a deadline, and also runs this code on a worker there. All of that is before a run writes
-anything. Token authentication is on: Ray's default for its own clusters, and used on others where there is a token.
+process tries first, with a deadline, and also runs this code in a task and an actor there. All of that is before a run
+writes anything. Token authentication is on: Ray's default for its own clusters, and used on others where there is one.
 """
 
 import json
@@ -19,6 +19,8 @@ from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.exceptions import RayError
 
 from coordinators.config import RaySettings
 from phases.errors import ConfigError, ForgeError
@@ -61,7 +63,7 @@ def probe(address: str) -> None:
     try:
         _join(address)
         version: str = ray.get(ray.remote(num_cpus=0)(_version).remote())
-        print(json.dumps({"version": version}))
+        print(json.dumps({"version": version} | _actors_problem()))
     except Exception as error:  # all of them are told to whoever gave the address
         print(json.dumps({"error": _innermost(error)}))
 
@@ -132,6 +134,29 @@ def _no_use(address: str) -> str | None:
 
 def _version() -> str:
     return code_version()
+
+
+class _Subject:
+    """What an actor is made of to see whether there can be one."""
+
+    def answer(self) -> None:
+        """Answer."""
+
+
+def _actors_problem() -> dict[str, str]:
+    """Return as `error` why an actor does not live on the cluster that was joined; nothing where it does.
+
+    A cluster without token authentication runs tasks for a driver that has a token, but cannot ask it about its actors.
+    """
+    remote: Any = ray.remote
+    try:
+        ray.get(remote(num_cpus=0)(_Subject).remote().answer.remote())
+    except RayError as error:
+        fix = ""
+        if is_token_auth_enabled():
+            fix = "; a token is used here, and if that cluster uses none, set RAY_AUTH_MODE=disabled"
+        return {"error": f"tasks run there, but no actor ({_innermost(error)}){fix}"}
+    return {}
 
 
 def _innermost(error: BaseException) -> str:

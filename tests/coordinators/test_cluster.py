@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,10 @@ def test_a_ray_that_does_not_start_is_an_error_that_names_the_way_on(monkeypatch
         pass
 
 
-@pytest.fixture(scope="module")
-def foreign() -> Iterator[str]:
-    """The address of a cluster with token authentication that somebody else runs on this machine."""
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+@contextmanager
+def cluster_of_others(auth_mode: str) -> Iterator[str]:
+    """Yield the address of a cluster that somebody else runs on this machine."""
+    environment = os.environ | {"RAY_AUTH_MODE": auth_mode}
     process = subprocess.Popen(
         [sys.executable, "-c", FOREIGN],
         stdin=subprocess.PIPE,
@@ -113,6 +114,13 @@ def foreign() -> Iterator[str]:
     yield address
     process.communicate("")
     guard.cancel()
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Iterator[str]:
+    """A cluster with token authentication."""
+    with cluster_of_others("token") as address:
+        yield address
 
 
 JOIN = """
@@ -166,3 +174,14 @@ def test_a_cluster_that_runs_other_code_is_refused(foreign: str, monkeypatch: py
     monkeypatch.setattr(cluster, "code_version", lambda: "another")
     with pytest.raises(ConfigError, match="runs other code"):
         check_address(foreign)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
+def test_a_cluster_without_a_token_is_refused_to_those_who_use_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster_of_others("disabled") as address:
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(ConfigError, match=r"tasks run there, but no actor .*set RAY_AUTH_MODE=disabled"):
+            check_address(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        check_address(address)
