@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -145,11 +145,19 @@ def phase(
     corpus: Corpus = None,
     as_json: Json = False,
 ) -> None:
-    """Run one phase alone. The first one, cognate, starts from a corpus and takes no --model."""
-    if name in ("cognate", "evomerge") and model is not None:
-        fix = "leave --model out; `forge merge` merges models of your own"
-        raise ConfigError.of("--model", model, f"{name} starts from a corpus and the models made of it", fix)
-    run(preset=preset, config=config, set_=set_, phases=name, run_dir=out, corpus=corpus, as_json=as_json)
+    """Run one phase alone. The first one, cognate, starts from a corpus and takes no --model.
+
+    Example: forge phase quietstar --model runs/demo --out runs/thinking
+    """
+    from coordinators.config import MAKE_THEIR_MODELS
+    from phases import modeldir
+
+    start = []
+    if model is not None:
+        source = model if name in MAKE_THEIR_MODELS else modeldir.find_model(model)
+        start = [f"model={json.dumps(source if '://' in source else str(Path(source).absolute()))}"]
+    overrides = [*(set_ or []), *start]
+    run(preset=preset, config=config, set_=overrides, phases=name, run_dir=out, corpus=corpus, as_json=as_json)
 
 
 @app.command()
@@ -209,11 +217,14 @@ def quantize(
     """
     from phases import modeldir, storage
     from phases.bitnet.export import NAMES, quantise_directory
+    from phases.quietstar.loading import can_think
 
     if form not in NAMES:
         raise ConfigError.of("--format", form, "not known", f"choose one of {', '.join(NAMES)}")
     source = modeldir.find_model(model) if storage.exists(storage.join(model, "journal")) else model
     path = quantise_directory(source, out, form, exact=exact)
+    if can_think(source):
+        typer.echo(f"{source} thinks; the file holds the model without its thoughts", err=True)
     size = path.stat().st_size
     if as_json:
         _print_json({"file": str(path), "bytes": size})
@@ -285,17 +296,28 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample within this share of probability.")] = 0.95,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    think: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(help="Before tokens: auto is where the model is unsure and thoughts have helped."),
+    ] = "auto",
+    show_thoughts: Annotated[
+        bool, typer.Option("--show-thoughts", help="Show what was thought, on stderr or in the JSON.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text with a model.
 
-    Example: forge generate runs/demo --prompt "def main(" --max-tokens 64
+    Example: forge generate runs/demo --prompt "def main(" --max-tokens 64 --think always --show-thoughts
     """
     from phases import modeldir
-    from phases.cognate.generate import Sampling, complete
+    from phases.cognate.generate import Sampling, complete, read_on
     from phases.cognate.loading import load_model
+    from phases.quietstar.generate import reader_for
+    from phases.quietstar.loading import thinker_of
 
-    loaded = load_model(modeldir.find_model(model))
+    directory = modeldir.find_model(model)
+    loaded = load_model(directory)
+    reader = reader_for(thinker_of(loaded, directory), think)
     text = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(
         max_new_tokens=max_tokens,
@@ -306,11 +328,24 @@ def generate(
         seed=seed,
     )
     show: Callable[[str], None] = (lambda piece: None) if as_json else (lambda piece: typer.echo(piece, nl=False))
-    completion = complete(loaded.model, loaded.tokenizer, text, sampling, on_text=show)
+    if reader is not None and show_thoughts and not as_json:
+        reader.on_thought = _show_thought
+    read = reader.read_on if reader else read_on
+    completion = complete(loaded.model, loaded.tokenizer, text, sampling, on_text=show, reader=read)
+    thinking = reader.summary(with_thoughts=show_thoughts) if reader else None
     if as_json:
-        _print_json({"model": loaded.ref.model_dump(), "prompt": text} | completion.model_dump())
-    else:
-        typer.echo()
+        _print_json(
+            {"model": loaded.ref.model_dump(), "prompt": text} | completion.model_dump() | {"thinking": thinking}
+        )
+        return
+    typer.echo()
+    if reader is not None and show_thoughts:
+        typer.echo(f"{reader.cost:.2f} tokens thought per token said", err=True)
+
+
+def _show_thought(record: Any) -> None:
+    changed = "" if record.before == record.after else f", {record.before!r} becomes {record.after!r}"
+    typer.echo(f"\n  <{record.text!r} weighs {record.weight:.2f}{changed}>", err=True)
 
 
 @app.command()
@@ -380,6 +415,8 @@ def _show_result(run_dir: str, result: Any, as_json: bool) -> None:
         target = "" if claim.target is None else f"  target {claim.target:g} {'met' if claim.met else 'missed'}"
         line = f"{claim.key:<{width}}  {claim.value:,.6g} {claim.unit}{baseline}{target}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for note in result.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]run[/] {run_dir}", soft_wrap=True)
     console.print(f"{result.duration_seconds:.0f} s. Next: forge verify, forge generate or forge serve with this path")
 

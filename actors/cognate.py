@@ -9,7 +9,7 @@ import torch
 
 from actors.agent import Agent
 from actors.trainer import Trainer
-from phases import rundir, storage
+from phases import modeldir, rundir, storage
 from phases.cognate import phase
 from phases.cognate.config import CognateConfig
 from phases.cognate.phase import Job
@@ -20,7 +20,14 @@ from recovery.faults import hook
 
 
 class CorpusBuilder(Agent):
-    """Turns the source into token files in the run directory."""
+    """Turns the source into token files in the run directory, and takes a model into it to start from."""
+
+    def take_model(self, task: str, uri: str) -> ModelRef:
+        """Copy a model directory, and what thinks with it, into the run unless it is there; verify and return it."""
+        target = storage.join(self.run_uri, rundir.START)
+        if not modeldir.is_model(target):
+            modeldir.copy_model(uri, target)
+        return modeldir.open_ref(target).model_copy(update={"uri": rundir.START})
 
     def prepare(self, task: str, config: CorpusConfig, seed: int) -> dict[str, int]:
         """Prepare the corpus unless it is there, and return the number of tokens per split."""

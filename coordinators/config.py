@@ -7,10 +7,10 @@ result is written to the run directory fully resolved, so that a run does not de
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from coordinators.alerts import AlertSettings
 from coordinators.schedule import SchedulingSettings
@@ -20,10 +20,12 @@ from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
 from phases.errors import ConfigError
 from phases.evomerge.config import EvoMergeConfig
+from phases.quietstar.config import QuietStarConfig
 from phases.settings import Settings
 from recovery.strategies import RecoverySettings
 from recovery.supervision import SupervisionSettings
 
+MAKE_THEIR_MODELS = ("cognate", "evomerge")  # the phases that start from no model
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -52,9 +54,11 @@ class PipelineConfig(Settings):
     name: str = Field(description="the preset's name")
     seed: int = Field(default=0, ge=0, description="every random draw of the run derives from it")
     phases: tuple[str, ...] = Field(default=rundir.PHASES, min_length=1, description="the phases to run, in order")
+    model: str | None = Field(default=None, description="model directory that the first phase starts from")
     corpus: CorpusConfig = CorpusConfig()
     cognate: CognateConfig = CognateConfig()
     evomerge: EvoMergeConfig = EvoMergeConfig()
+    quietstar: QuietStarConfig = QuietStarConfig()
     bitnet: BitNetConfig = BitNetConfig()
     recovery: RecoverySettings = RecoverySettings()
     supervision: SupervisionSettings = SupervisionSettings()
@@ -70,9 +74,27 @@ class PipelineConfig(Settings):
             raise ValueError(f"unknown phases {unknown}; known are {', '.join(rundir.PHASES)}")
         if list(phases) != sorted(set(phases), key=rundir.PHASES.index):
             raise ValueError(f"must be in the order {', '.join(rundir.PHASES)}, each once")
-        if "cognate" not in phases:
-            raise ValueError("the other phases work on the models of cognate; begin with it")
         return phases
+
+    @model_validator(mode="after")
+    def _models_to_work_on(self) -> Self:
+        makes = [phase for phase in self.phases if phase in MAKE_THEIR_MODELS]
+        if self.model is None and "cognate" not in self.phases:
+            fix = "begin with it, or name a model to start from: forge phase NAME --model DIR"
+            raise ConfigError.of("phases", list(self.phases), "the other phases work on the models of cognate", fix)
+        if self.model is not None and makes:
+            fix = "leave the model out; `forge merge` merges models of your own"
+            raise ConfigError.of("model", self.model, f"{makes[0]} starts from a corpus and the models made of it", fix)
+        return self
+
+    @model_validator(mode="after")
+    def _thoughts_fit(self) -> Self:
+        thought, most = self.quietstar.thought, self.cognate.model.segment_len
+        if {"cognate", "quietstar"} <= set(self.phases) and thought.length + thought.lookahead >= most:
+            fix = f"use at most {most - thought.lookahead - 1}"
+            what = "thoughts do not fit into a segment of the model"
+            raise ConfigError.of("quietstar.thought.length", thought.length, what, fix)
+        return self
 
 
 def preset_names() -> list[str]:

@@ -14,6 +14,8 @@ from coordinators.config import PipelineConfig
 from coordinators.evomerge import EvoMergeCoordinator
 from coordinators.health import HealthFeed
 from coordinators.phase import RunContext
+from coordinators.quietstar import QuietStarCoordinator
+from coordinators.start import take_model
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
@@ -22,9 +24,11 @@ from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
 
-COORDINATORS: dict[str, type[CognateCoordinator | EvoMergeCoordinator | BitNetCoordinator]] = {
+Coordinator = CognateCoordinator | EvoMergeCoordinator | QuietStarCoordinator | BitNetCoordinator
+COORDINATORS: dict[str, type[Coordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
+    "quietstar": QuietStarCoordinator,
     "bitnet": BitNetCoordinator,
 }
 _JOURNALLED = {
@@ -70,6 +74,8 @@ class PipelineCoordinator:
             result = finished_result(self.run_uri, phase)
             if result is None:
                 self._emit("phase_started", phase=phase)
+                if phase == self.config.phases[0] and self.config.model is not None:
+                    await take_model(self.context, phase, self.config.model, self.config)
                 result = await COORDINATORS[phase](self.context, self.config).run()
                 hook("phase.done", phase)
                 sealed = rundir.write_result(self.run_uri, result)

@@ -26,7 +26,7 @@ from phases.evomerge.search import read_search
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
-_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge", "bitnet": "BitNet"}
+_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge", "quietstar": "Quiet-STaR", "bitnet": "BitNet"}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -43,7 +43,8 @@ def write_report(run: str) -> str:
         titles=_TITLES,
         lineage=_lineage(run, results),
         plots=list(_plots(run, phases)),
-        samples=[sample for result in results for sample in _samples(run, result)],
+        samples=[sample for result in results for sample in _stored(run, result, "samples")],
+        thoughts=[thought for result in results for thought in _stored(run, result, "thoughts")],
         events=list(Journal(run).read()),
         config=storage.read_bytes(storage.join(run, "config.yaml")).decode(),
         seed=yaml.safe_load(storage.read_bytes(storage.join(run, "config.yaml")))["seed"],
@@ -64,8 +65,8 @@ def _lineage(run: str, results: list[PhaseResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _samples(run: str, result: PhaseResult) -> list[dict[str, str]]:
-    path = result.artifacts.get("samples")
+def _stored(run: str, result: PhaseResult, name: str) -> list[dict[str, Any]]:
+    path = result.artifacts.get(name)
     return list(storage.read_json(storage.join(run, path))) if path else []
 
 
@@ -136,5 +137,6 @@ def _draw_evolution(run: str, figure: Figure) -> bool:
 _FIGURES = (
     ("cognate", "Training", "Training loss of each model over optimiser steps", partial(_draw_losses, "cognate")),
     ("evomerge", "Evolution", "Fitness and diversity over the generations of the search", _draw_evolution),
+    ("quietstar", "Thinking", "Training loss with thoughts and without", partial(_draw_losses, "quietstar")),
     ("bitnet", "Quantisation", "Training loss of candidates and controls over steps", partial(_draw_losses, "bitnet")),
 )

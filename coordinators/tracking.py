@@ -200,6 +200,15 @@ def _bitnet_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
         logger.log_artifact(f"bitnet_{name}", path, kind="export", metadata={})
 
 
+def _quietstar_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
+    rows = storage.read_json(storage.join(logger.run_uri, result.artifacts["thoughts"]))
+    columns = ["text", "thought", "next", "probability_without", "probability_with", "weight"]
+    logger.log_table("quietstar/thoughts", columns, [[row[column] for column in columns] for row in rows])
+    if result.model is not None:
+        metadata = {"sha256": result.model.sha256}
+        logger.log_artifact("quietstar_model", result.model.uri, kind="model", best=True, metadata=metadata)
+
+
 def _training_metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the documented keys, each curve under the name of its model."""
     metrics, model = event["metrics"], event["agent"]
@@ -229,5 +238,21 @@ def _quantisation_metrics(event: dict[str, Any]) -> dict[str, float]:
     return {f"bitnet/{model}/{key}": value for key, value in event["metrics"].items()}
 
 
-_CURVES = {"cognate": _training_metrics, "evomerge": _search_metrics, "bitnet": _quantisation_metrics}
-_ARTIFACTS = {"cognate": _cognate_artifacts, "evomerge": _evomerge_artifacts, "bitnet": _bitnet_artifacts}
+def _thought_metrics(event: dict[str, Any]) -> dict[str, float]:
+    """Return the curves of the thinking model, and the control's under its name."""
+    prefix = "quietstar/control" if event["agent"] == "control" else "quietstar"
+    return {f"{prefix}/{key}": value for key, value in event["metrics"].items()}
+
+
+_CURVES = {
+    "cognate": _training_metrics,
+    "evomerge": _search_metrics,
+    "quietstar": _thought_metrics,
+    "bitnet": _quantisation_metrics,
+}
+_ARTIFACTS = {
+    "cognate": _cognate_artifacts,
+    "evomerge": _evomerge_artifacts,
+    "quietstar": _quietstar_artifacts,
+    "bitnet": _bitnet_artifacts,
+}

@@ -19,7 +19,7 @@ class ModelRef(_Frozen):
     uri: str = Field(description="model directory, any fsspec URI; relative to the run directory inside a run")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
     parameters: int = Field(ge=0)
-    format: Literal["tinytitan"] = "tinytitan"
+    format: Literal["tinytitan", "quietstar"] = Field(default="tinytitan", description="quietstar: what thinks alone")
 
 
 class Baseline(_Frozen):
@@ -69,6 +69,7 @@ class PhaseResult(_Frozen):
     models: dict[str, ModelRef] = Field(default_factory=dict, description="further models by role, e.g. `base`")
     config: dict[str, Any] = Field(default_factory=dict)
     degraded: tuple[str, ...] = Field(default=(), description="what is missing and why; empty when all went well")
+    notes: tuple[str, ...] = Field(default=(), description="what whoever uses the model has to know, in sentences")
     error: str | None = None
     start_time: datetime
     end_time: datetime

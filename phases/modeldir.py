@@ -56,6 +56,19 @@ def save_model(
     return ModelRef(uri=uri, sha256=files[WEIGHTS], parameters=parameters)
 
 
+def copy_model(uri: str, to: str) -> None:
+    """Copy a model directory with the ones inside it, each lineage behind its files, so that a part is never a model.
+
+    Raises `ArtifactError` where one of them is no whole model.
+    """
+    for name in storage.names(uri):
+        if is_model(inner := storage.join(uri, name)):
+            copy_model(inner, storage.join(to, name))
+    open_ref(uri)
+    for name in (*load_lineage(uri).files, LINEAGE):
+        storage.write_bytes(storage.join(to, name), storage.read_bytes(storage.join(uri, name)))
+
+
 def is_model(uri: str) -> bool:
     """Say whether `uri` holds a complete model directory (its hashes are not looked at)."""
     return storage.exists(storage.join(uri, LINEAGE))

@@ -15,7 +15,7 @@ from phases import storage
 from phases.contract import Baseline, Claim, Probe
 from phases.errors import ArtifactError
 
-MODULES = ("phases.cognate.probes", "phases.evomerge.probes", "phases.bitnet.probes")
+MODULES = ("phases.cognate.probes", "phases.evomerge.probes", "phases.quietstar.probes", "phases.bitnet.probes")
 
 
 @dataclass(frozen=True)

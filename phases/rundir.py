@@ -3,17 +3,19 @@
 - `config.yaml`: the fully resolved configuration
 - `journal/`: one small JSON object per event
 - `00_corpus/`: tokenizer and token files
+- `00_start/model/`: the model that the first phase starts from, where that is not Cognate
 - `<nn>_<phase>/result.json`: what the phase hands on; its hash is in the journal
 - `<nn>_<phase>/model/`: the model that the next phase takes
 - `report.html`
 """
 
-from phases import storage
+from phases import modeldir, storage
 from phases.contract import ModelRef, PhaseResult
 from phases.errors import ArtifactError
 
 CORPUS = "00_corpus"
-FOLDERS = {"cognate": "01_cognate", "evomerge": "02_evomerge", "bitnet": "04_bitnet"}
+START = "00_start/model"
+FOLDERS = {"cognate": "01_cognate", "evomerge": "02_evomerge", "quietstar": "03_quietstar", "bitnet": "04_bitnet"}
 PHASES = tuple(FOLDERS)
 
 
@@ -42,12 +44,14 @@ def read_result(run: str, phase: str) -> PhaseResult:
 
 
 def handed_on(run: str, phase: str) -> ModelRef:
-    """Return the model that a phase takes: of the last finished phase before it.
+    """Return the model that a phase takes: of the last finished phase before it, or the one that the run starts from.
 
     Raises `ArtifactError` where there is none.
     """
     before = PHASES[: PHASES.index(phase)]
     models = [read_result(run, name).model for name in finished_phases(run) if name in before]
+    if not models and modeldir.is_model(storage.join(run, START)):
+        return modeldir.open_ref(storage.join(run, START)).model_copy(update={"uri": START})
     if not models or models[-1] is None:
         raise ArtifactError(f"{run}: no phase before {phase} has handed on a model")
     return models[-1]

@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from phases.cognate.generate import Completion, Sampling
+from phases.cognate.generate import Sampling
 from phases.errors import ForgeError
 from serve.chat import chat_ids
 from serve.engine import Engine, Overloaded, Reply
@@ -61,7 +62,7 @@ def build_api(engine: Engine, name: str, key: str | None) -> FastAPI:
         ids = engine.tokenizer.encode(request.prompt, add_special_tokens=False).ids
         sampling = _sampling(request, request.max_tokens)
         answer = _Answer("text_completion", "cmpl", name, lambda text, _: {"text": text})
-        return await _respond(engine.generate(ids, sampling), answer, request, http)
+        return await _respond(engine.generate(ids, sampling, request.think), answer, request, http)
 
     @api.post("/v1/chat/completions")
     async def chat(request: ChatRequest, http: Request) -> Response:
@@ -69,7 +70,7 @@ def build_api(engine: Engine, name: str, key: str | None) -> FastAPI:
         sampling = _sampling(request, request.max_completion_tokens or request.max_tokens)
         answer = _Answer("chat.completion", "chatcmpl", name, _chat_choice)
         ids = chat_ids(engine.tokenizer, request.messages)
-        return await _respond(engine.generate(ids, sampling), answer, request, http)
+        return await _respond(engine.generate(ids, sampling, request.think), answer, request, http)
 
     return api
 
@@ -81,17 +82,17 @@ class _Answer:
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self.kind, self.choice = kind, choice
 
-    def whole(self, result: Completion) -> dict[str, Any]:
-        choice = self.choice(result.text, False)
-        choice |= {"index": 0, "finish_reason": result.finish_reason, "logprobs": None}
-        return {**self.head, "object": self.kind, "choices": [choice], "usage": _usage(result)}
+    def whole(self, reply: Reply, thoughts: dict[str, Any]) -> dict[str, Any]:
+        choice = self.choice(reply.result.text, False) | thoughts
+        choice |= {"index": 0, "finish_reason": reply.result.finish_reason, "logprobs": None}
+        return {**self.head, "object": self.kind, "choices": [choice], "usage": _usage(reply)}
 
-    def piece(self, text: str, finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "finish_reason": finish, "logprobs": None, **self.choice(text, True)}
+    def piece(self, text: str, finish: str | None, thoughts: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": 0, "finish_reason": finish, "logprobs": None, **self.choice(text, True), **thoughts}
         return {**self.head, "object": self._streamed, "choices": [choice]}
 
-    def usage(self, result: Completion) -> dict[str, Any]:
-        return {**self.head, "object": self._streamed, "choices": [], "usage": _usage(result)}
+    def usage(self, reply: Reply) -> dict[str, Any]:
+        return {**self.head, "object": self._streamed, "choices": [], "usage": _usage(reply)}
 
     @property
     def _streamed(self) -> str:
@@ -104,32 +105,51 @@ def _chat_choice(text: str, streamed: bool) -> dict[str, Any]:
 
 async def _respond(reply: Reply, answer: _Answer, request: CompletionRequest | ChatRequest, http: Request) -> Response:
     if request.stream:
-        events = _events(reply, answer, request.stream_options.include_usage)
+        events = _events(reply, answer, request)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     async for _ in reply.pieces:
         if await http.is_disconnected():
             break
     if reply.generation.result is None:
         return Response(status_code=499)  # nobody is there to read it
-    return JSONResponse(answer.whole(reply.result))
+    return JSONResponse(answer.whole(reply, _thoughts(reply, 0) if request.include_thoughts else {}))
 
 
-async def _events(reply: Reply, answer: _Answer, include_usage: bool) -> AsyncIterator[str]:
+async def _events(reply: Reply, answer: _Answer, request: CompletionRequest | ChatRequest) -> AsyncIterator[str]:
+    """Yield the events of a streamed answer; thoughts come with the piece of text that follows them."""
+    shown = 0
+
+    def new_thoughts() -> dict[str, Any]:
+        nonlocal shown
+        found = _thoughts(reply, shown) if request.include_thoughts else {}
+        shown += len(found.get("thoughts", ()))
+        return found
+
     async for piece in reply.pieces:
-        yield _event(answer.piece(piece, None))
-    yield _event(answer.piece("", reply.result.finish_reason))
-    if include_usage:
-        yield _event(answer.usage(reply.result))
+        yield _event(answer.piece(piece, None, new_thoughts()))
+    yield _event(answer.piece("", reply.result.finish_reason, new_thoughts()))
+    if request.stream_options.include_usage:
+        yield _event(answer.usage(reply))
     yield "data: [DONE]\n\n"
+
+
+def _thoughts(reply: Reply, start: int) -> dict[str, Any]:
+    """Return what was thought from the thought number `start` on."""
+    records = reply.thoughtful.thoughts[start:] if reply.thoughtful else []
+    return {"thoughts": [asdict(record) for record in records]}
 
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def _usage(result: Completion) -> dict[str, int]:
-    prompt, completion = result.prompt_tokens, result.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def _usage(reply: Reply) -> dict[str, float]:
+    """Return OpenAI's counts of tokens read and said; where the model can think, also what that cost."""
+    prompt, completion = reply.result.prompt_tokens, reply.result.completion_tokens
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if reply.thoughtful is None:
+        return usage
+    return usage | {"thought_tokens": reply.thoughtful.thought_tokens, "thought_per_token": reply.thoughtful.cost}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.serve.config import HTTPOptions
 
 from phases.cognate.loading import load_model
 from phases.errors import ConfigError
+from phases.quietstar.loading import thinker_of
 from serve.api import build_api
 from serve.engine import TorchEngine
 
@@ -29,7 +30,7 @@ class ModelServer:
 
     def __init__(self, model_dir: str, name: str) -> None:
         loaded = load_model(model_dir)
-        self.engine = TorchEngine(loaded.model, loaded.tokenizer)
+        self.engine = TorchEngine(loaded.model, loaded.tokenizer, thinker=thinker_of(loaded, model_dir))
         self.name = name
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -72,7 +73,7 @@ def serve_model(model_dir: str, *, name: str, host: str = "127.0.0.1", port: int
         raise ConfigError.of("host", host, "reachable from elsewhere without a key", fix)
     port = _free_port(host, port)
     model_dir = model_dir if "://" in model_dir else os.path.abspath(model_dir)
-    load_model(model_dir)  # a damaged model is named here and not in a replica's log
+    thinker_of(load_model(model_dir), model_dir)  # a damaged model is named here and not in a replica's log
     owns_ray = not ray.is_initialized()
     if owns_ray:
         ray.init(

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from phases.cognate.generate import Completion, Generation, Sampling, stream
 from phases.cognate.titan import TinyTitan
+from phases.quietstar.generate import Think, Thoughtful, reader_for, thoughtful_stream
+from phases.quietstar.loading import LoadedThinker
 
 
 class Overloaded(Exception):
@@ -22,10 +24,11 @@ class Overloaded(Exception):
 
 @dataclass
 class Reply:
-    """A generation: iterate over `pieces`; `result` is there when they have ended."""
+    """A generation: iterate over `pieces`; `result` is there when they have ended, and what `thoughtful` thought."""
 
     pieces: AsyncIterator[str]
     generation: Generation
+    thoughtful: Thoughtful | None = None
 
     @property
     def result(self) -> Completion:
@@ -38,8 +41,8 @@ class Engine(Protocol):
 
     tokenizer: Tokenizer
 
-    def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
-        """Begin a generation. Raises `Overloaded`."""
+    def generate(self, prompt: list[int], sampling: Sampling, think: Think = "auto") -> Reply:
+        """Begin a generation. Raises `Overloaded`, and `ConfigError` where the model cannot think as asked."""
         ...
 
     def check(self) -> None:
@@ -50,19 +53,32 @@ class Engine(Protocol):
 class TorchEngine:
     """A TinyTitan in this process: `running` generations at once, `queued` more wait."""
 
-    def __init__(self, model: TinyTitan, tokenizer: Tokenizer, *, running: int = 2, queued: int = 32) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: TinyTitan,
+        tokenizer: Tokenizer,
+        *,
+        thinker: LoadedThinker | None = None,
+        running: int = 2,
+        queued: int = 32,
+    ) -> None:
+        """Serve `model`; `thinker` is what thinks with it, where it has learned to."""
+        self.model, self.tokenizer, self.thinker = model, tokenizer, thinker
         self._pool = ThreadPoolExecutor(running, thread_name_prefix="generate")
         self._places = asyncio.Semaphore(running)
         self._limit = running + queued
         self._accepted = 0
 
-    def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
+    def generate(self, prompt: list[int], sampling: Sampling, think: Think = "auto") -> Reply:
         """Begin a generation; nothing is computed before its first piece is asked for."""
         if self._accepted >= self._limit:
             raise Overloaded
-        generation = stream(self.model, self.tokenizer, prompt, sampling)
-        return Reply(self._pieces(generation), generation)
+        reader = reader_for(self.thinker, think)
+        if reader is None:
+            generation = stream(self.model, self.tokenizer, prompt, sampling)
+        else:
+            generation = thoughtful_stream(reader, prompt, sampling)
+        return Reply(self._pieces(generation), generation, reader)
 
     def check(self) -> None:
         """Compute one token, so that a broken model is not ready."""

@@ -1,6 +1,7 @@
 """Requests and responses of the OpenAI API, as far as this endpoint has it. Unknown fields are ignored, as OpenAI does.
 
-A field that would change the result and is not supported is an error, never silently dropped.
+A field that would change the result and is not supported is an error, never silently dropped. `think` and
+`include_thoughts` are our own; the OpenAI client sends them as `extra_body`.
 """
 
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class _Request(BaseModel):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     logprobs: Literal[0, False] | None = None
+    think: Literal["auto", "always", "never"] = Field(default="auto", description="ours: when a thinking model thinks")
+    include_thoughts: bool = Field(default=False, description="ours: whether the answer shows what was thought")
 
     @field_validator("stop")
     @classmethod

@@ -2,7 +2,7 @@
 
 What the phase hands on is a model directory whose weights are the stored ones, scale times code. Quantising it again
 gives the same codes and scales, so nothing is lost whoever loads it; the latent weights of the candidates stay beside
-it for a phase that trains on.
+it for a phase that trains on. A parent that thinks goes on thinking in that directory, and in no exported file.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,15 @@ from phases.contract import Baseline, Claim, ModelRef, PhaseResult, Probe
 from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
 from phases.probes import RunFiles, claim, measure
+from phases.quietstar.carry import carry_thinking
+from phases.quietstar.loading import FOLDER as THINKING
+from phases.quietstar.loading import can_think
 from phases.seeds import child_seed
 from phases.training.loop import StepReport
 from phases.training.state import TrainState
 
 FOLDER = rundir.phase_folder("bitnet")
+MODEL = f"{FOLDER}/model"
 ONNX, ARCHIVE, VERDICT, STATISTICS = "model.onnx", "model.bitnet.zst", "validation.json", "calibration.safetensors"
 Kind = Literal["ternary", "control"]
 
@@ -132,20 +136,23 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
     packed = pack(model)
     export(packed, storage.join(run, FOLDER), exact=config.exact)
     stored = dict(model.state_dict()) | {name: matrix.dequantise() for name, matrix in model.quantised().items()}
-    ref = _save(storage.join(run, FOLDER, "model"), stored, loaded, parent, config, seed)
+    ref = _save(storage.join(run, MODEL), stored, loaded, parent, config, seed)
+    thinking = _carried(files, parent, torch.from_numpy(rows), seed)
     verdict = validate_bitnet_performance(BitNetModel(model, loaded.tokenizer), rows)
     storage.write_json(storage.join(run, FOLDER, VERDICT), verdict)
-    claims = _claims(files, fair, packed, config)
+    claims = _claims(files, fair, packed, config) + (_thinking_claims(files, parent, config) if thinking else [])
     summary = verdict["final_report"]["executive_summary"]
     end = datetime.now(start.tzinfo)
     return PhaseResult(
         success=bool(summary["production_ready"]),
         phase="bitnet",
-        model=ref.model_copy(update={"uri": f"{FOLDER}/model"}),
-        models={"latent": modeldir.open_ref(storage.join(run, best.path)).model_copy(update={"uri": best.path})},
+        model=ref.model_copy(update={"uri": MODEL}),
+        models={"latent": modeldir.open_ref(storage.join(run, best.path)).model_copy(update={"uri": best.path})}
+        | thinking,
         metrics=_metrics(claims, packed, losses),
         claims=tuple(claims),
         artifacts={name: f"{FOLDER}/{name}" for name in (ONNX, ARCHIVE, VERDICT)},
+        notes=(f"{ONNX} and {ARCHIVE} hold the model without its thoughts; {MODEL} thinks.",) if thinking else (),
         config=config.model_dump(mode="json") | {"seed": seed},
         error=None if summary["production_ready"] else f"not fit for use: {', '.join(summary['failed'])}",
         start_time=start,
@@ -199,9 +206,30 @@ def _claims(files: RunFiles, fair: Job, packed: PackedModel, config: BitNetConfi
     ]
 
 
+def _carried(files: RunFiles, parent: ModelRef, rows: Tensor, seed: int) -> dict[str, ModelRef]:
+    """Give the phase's model what its parent thinks with, if that thinks; return the reference of these parts."""
+    if not can_think(files.path(parent.uri)):
+        return {}
+    lineage = modeldir.Lineage(phase="bitnet", seed=seed, config={"thinking": parent.uri})
+    token_bytes = Corpus.of_run(files.uri).token_bytes
+    ref = carry_thinking(files.path(parent.uri), files.path(MODEL), rows, token_bytes, lineage)
+    return {"thinking": ref.model_copy(update={"uri": f"{MODEL}/{THINKING}"})}
+
+
+def _thinking_claims(files: RunFiles, parent: ModelRef, config: BitNetConfig) -> list[Claim]:
+    def gain(model: str) -> Probe:
+        held_out = {"split": "test", "tokens": config.held_out.tokens, "parts": config.held_out.streams}
+        return Probe(name="bitnet/thinking_gain", arguments={"model": model, **held_out})
+
+    before = Baseline(what="the full-precision parent", value=measure(files, gain(parent.uri)).value)
+    unit = "bits per byte saved by thoughts"
+    key = "bitnet/thinking_gain"
+    return [claim(files, key, gain(MODEL), unit=unit, better="higher", tolerance=0.005, baseline=before)]
+
+
 def _metrics(claims: list[Claim], packed: PackedModel, losses: dict[Job, float]) -> dict[str, float]:
     """Return the documented output fields and what the sweep found."""
-    quality, size, ratio = claims
+    quality, size, ratio = claims[:3]
     assert quality.baseline is not None
     zeros = packed.zero_shares()
     documented = {

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 from phases import storage
 from phases.bitnet.config import HeldOutConfig
 from phases.bitnet.onnx_runtime import OnnxModel
@@ -11,6 +13,8 @@ from phases.contract import Probe
 from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
 from phases.probes import Measurement, RunFiles, probe
+from phases.quietstar.loading import load_thinker
+from phases.quietstar.measure import measure_text
 
 
 @probe("bitnet/bits_per_byte")
@@ -31,6 +35,14 @@ def megabytes(files: RunFiles, file: str) -> Measurement:
 def compression_ratio(files: RunFiles, file: str, parameters: int) -> Measurement:
     """Return how many times smaller a file is than its parameters in fp32."""
     return Measurement(4 * parameters / os.path.getsize(local_file(files, file)))
+
+
+@probe("bitnet/thinking_gain")
+def thinking_gain(files: RunFiles, model: str, split: str, tokens: int, parts: int) -> Measurement:
+    """Return the bits per byte of held-out text that greedy thoughts save a model directory that thinks."""
+    corpus, thinker = Corpus.of_run(files.uri), load_thinker(files.path(model)).thinker
+    rows = torch.from_numpy(streams(corpus, split, HeldOutConfig(tokens=tokens, streams=parts)))
+    return Measurement(measure_text(thinker, rows.to(thinker.head_weight.device), corpus.token_bytes).gain)
 
 
 def quality_of(file: str, split: str, held_out: HeldOutConfig) -> Probe:

@@ -76,10 +76,15 @@ def stream(
 
 
 def complete(
-    model: TinyTitan, tokenizer: Tokenizer, prompt: str, sampling: Sampling, on_text: Callable[[str], None]
+    model: TinyTitan,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    on_text: Callable[[str], None],
+    reader: ReadOn = read_on,
 ) -> Completion:
-    """Continue a text, calling `on_text` with each piece as it is certain."""
-    generation = stream(model, tokenizer, encode(tokenizer, prompt), sampling)
+    """Continue a text, calling `on_text` with each piece as it is certain; `reader` may revise the logits."""
+    generation = stream(model, tokenizer, encode(tokenizer, prompt), sampling, reader)
     for piece in generation.pieces:
         on_text(piece)
     assert generation.result is not None

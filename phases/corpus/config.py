@@ -20,6 +20,7 @@ class CorpusConfig(Settings):
     vocab_size: int = Field(
         default=2048, ge=256 + len(SPECIAL_TOKENS), description="of the byte-level BPE, special tokens included"
     )
+    tokenizer: str | None = Field(default=None, description="a tokenizer.json of a forge model; None learns one")
     max_bytes: int | None = Field(default=None, ge=1, description="stop after this many bytes of text; None reads all")
     tokenizer_bytes: int = Field(default=8 << 20, ge=1, description="bytes of train text that the BPE is learned from")
 

@@ -22,7 +22,7 @@ from phases.corpus.packed import CORPUS, Corpus
 from phases.corpus.sources import Document, read_documents
 from phases.corpus.special import END_OF_TEXT, SPECIAL_IDS
 from phases.corpus.tasks import SPLITS, TASKS, split_of, task_instances
-from phases.corpus.tokenizer import train_tokenizer
+from phases.corpus.tokenizer import load_tokenizer, train_tokenizer
 from phases.errors import CorpusError
 
 _BATCH_BYTES = 1 << 20
@@ -54,7 +54,7 @@ def prepare(config: CorpusConfig, *, seed: int, folder: Path, progress: Progress
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     progress("learning the tokenizer", 0.0)
-    tokenizer = _learn_tokenizer(config, seed)
+    tokenizer = _learn_tokenizer(config, seed) if config.tokenizer is None else _take_tokenizer(config.tokenizer)
     storage.write_bytes(str(folder / "tokenizer.json"), tokenizer.to_str().encode())
     counts = _encode(config, tokenizer, folder, progress)
     if missing := [split for split in SPLITS if not counts.tokens[split]]:
@@ -82,6 +82,14 @@ def _learn_tokenizer(config: CorpusConfig, seed: int) -> Tokenizer:
     if (learned := tokenizer.get_vocab_size()) < config.vocab_size:
         # A small corpus has too few pairs to merge. The model keeps its rows; the tokenizer never emits these ids.
         tokenizer.add_tokens([f"<|unused{number}|>" for number in range(config.vocab_size - learned)])
+    return tokenizer
+
+
+def _take_tokenizer(uri: str) -> Tokenizer:
+    """Return a tokenizer that another corpus made. Raises `CorpusError` where its special tokens are not ours."""
+    tokenizer = load_tokenizer(storage.read_bytes(uri).decode())
+    if missing := [token for token, number in SPECIAL_IDS.items() if tokenizer.token_to_id(token) != number]:
+        raise CorpusError(f"{uri}: {missing[0]} is not at its place; use the tokenizer of a model that forge has made")
     return tokenizer
 
 
@@ -115,7 +123,7 @@ def _unique(config: CorpusConfig, counts: _Counts) -> Iterator[Document]:
 
 def _encode(config: CorpusConfig, tokenizer: Tokenizer, folder: Path, progress: Progress) -> _Counts:
     counts = _Counts()
-    dtype = np.uint16 if config.vocab_size <= 1 << 16 else np.uint32
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     files = {split: open(folder / f".tmp-{split}", "wb") for split in SPLITS}  # noqa: SIM115
     try:
         done = 0

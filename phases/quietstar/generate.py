@@ -1,13 +1,13 @@
 """Text from a model that thinks before some of its tokens, and what that costs.
 
 A thought begins from the state behind the text so far and leaves no trace in it; only the token that was said is read
-on. `auto` thinks where the model is uncertain, at the entropy that held the trained share of places. Thoughts are
-greedy, so that a generation depends on its sampling seed alone.
+on. `auto` thinks where the model is uncertain, at the entropy that held the trained share of places, and nowhere where
+thoughts did not help on validation text. Thoughts are greedy, so that a generation depends on its sampling seed alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from phases.cognate.generate import Generation, Sampling, read_on, stream
 from phases.cognate.state import State
 from phases.cognate.titan import TinyTitan
+from phases.errors import ConfigError
 from phases.quietstar.chain import END_ID, START_ID
 from phases.quietstar.loading import LoadedThinker
 from phases.quietstar.mixing import mix
@@ -54,12 +55,17 @@ class Thoughtful:
         """Tokens thought per token said."""
         return self.thought_tokens / max(1, self.said)
 
+    def summary(self, *, with_thoughts: bool) -> dict[str, Any]:
+        """Return what thinking cost, as JSON values, and what was thought where that is asked for."""
+        found: dict[str, Any] = {"mode": self.mode, "thought_tokens": self.thought_tokens, "per_token_said": self.cost}
+        return found | ({"thoughts": [asdict(record) for record in self.thoughts]} if with_thoughts else {})
+
     def read_on(self, model: TinyTitan, ids: list[int], state: State) -> tuple[Tensor, int]:
         """Read `ids` on and return the logits (V,) of the next token, thought about where due, and ponder steps."""
         logits, steps = read_on(model, ids, state)
         entropy = float(torch.distributions.Categorical(logits=logits).entropy())
-        due = self.mode == "always" or (self.mode == "auto" and entropy >= self.loaded.entropy_threshold)
-        if due:
+        uncertain = entropy >= self.loaded.entropy_threshold
+        if self.mode == "always" or (self.mode == "auto" and self.loaded.helps and uncertain):
             logits = self._reconsidered(logits, entropy, state)
         self.said += 1
         return logits, steps
@@ -94,3 +100,13 @@ def thoughtful_stream(reader: Thoughtful, prompt: list[int], sampling: Sampling)
     """Generate from prompt ids, thinking as `reader` does. Raises `ConfigError` for an empty prompt."""
     loaded = reader.loaded
     return stream(loaded.thinker.model, loaded.tokenizer, prompt, sampling, reader.read_on)
+
+
+def reader_for(thinker: LoadedThinker | None, mode: Think) -> Thoughtful | None:
+    """Return a reader that thinks in a mode, None where nothing is ever thought.
+
+    Raises `ConfigError` where a model that has not learned to think is to think always.
+    """
+    if thinker is None and mode == "always":
+        raise ConfigError.of("think", mode, "this model has not learned to think", "run phase quietstar, or use auto")
+    return None if thinker is None or mode == "never" else Thoughtful(thinker, mode)

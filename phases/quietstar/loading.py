@@ -32,6 +32,7 @@ class ThinkingConfig(Settings):
     thought: ThoughtConfig
     learning: LearningConfig
     entropy_threshold: float = Field(ge=0, description="nats of a prediction from which `auto` thinks")
+    helps: bool = Field(description="whether thoughts made validation text likelier; `auto` never thinks else")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LoadedThinker:
     thinker: Thinker
     tokenizer: Tokenizer
     entropy_threshold: float = field(default=0.0)
+    helps: bool = field(default=True)
 
 
 def require_markers(tokenizer: Tokenizer, what: str) -> None:
@@ -54,22 +56,38 @@ def require_markers(tokenizer: Tokenizer, what: str) -> None:
 
 
 def save_thinker(
-    uri: str, thinker: Thinker, *, tokenizer: str, lineage: modeldir.Lineage, entropy_threshold: float
+    uri: str, thinker: Thinker, *, tokenizer: str, lineage: modeldir.Lineage, entropy_threshold: float, helps: bool
 ) -> ModelRef:
     """Write the model and what thinks with it; return the model's reference."""
     tensors = {name: tensor.cpu() for name, tensor in thinker.model.state_dict().items()}
     ref = modeldir.save_model(
         uri, tensors=tensors, config=model_config(thinker.model.config), tokenizer=tokenizer, lineage=lineage
     )
-    config = ThinkingConfig(thought=thinker.config, learning=thinker.learning, entropy_threshold=entropy_threshold)
-    modeldir.save_model(
+    save_thinking(uri, thinker, tokenizer=tokenizer, lineage=lineage, entropy_threshold=entropy_threshold, helps=helps)
+    return ref
+
+
+def save_thinking(
+    uri: str, thinker: Thinker, *, tokenizer: str, lineage: modeldir.Lineage, entropy_threshold: float, helps: bool
+) -> ModelRef:
+    """Write what thinks beside the model that is in `uri` already; return the reference of these parts."""
+    config = ThinkingConfig(
+        thought=thinker.config, learning=thinker.learning, entropy_threshold=entropy_threshold, helps=helps
+    )
+    ref = modeldir.save_model(
         storage.join(uri, FOLDER),
         tensors={name: tensor.cpu() for name, tensor in thinker.state_dict().items() if name.startswith(_OWN)},
         config=config.model_dump(mode="json"),
         tokenizer=tokenizer,
-        lineage=lineage.model_copy(update={"parents": {"model": ref.sha256}}),
+        lineage=lineage.model_copy(update={"parents": {"model": modeldir.open_ref(uri).sha256}}),
     )
-    return ref
+    return ref.model_copy(update={"format": FORMAT})
+
+
+def thinking_ref(uri: str) -> ModelRef:
+    """Return the reference of what thinks in a model directory, its hashes verified."""
+    ref = modeldir.open_ref(storage.join(uri, FOLDER))
+    return ref.model_copy(update={"format": FORMAT})
 
 
 def can_think(uri: str) -> bool:
@@ -84,6 +102,11 @@ def load_thinker(uri: str, device: str | None = None) -> LoadedThinker:
     """
     loaded = load_model(uri, device=device)
     return attach(loaded, uri)
+
+
+def thinker_of(loaded: LoadedModel, uri: str) -> LoadedThinker | None:
+    """Return the thinker of a model that is open already, None where it has not learned to think."""
+    return attach(loaded, uri) if can_think(uri) else None
 
 
 def attach(loaded: LoadedModel, uri: str) -> LoadedThinker:
@@ -102,7 +125,7 @@ def attach(loaded: LoadedModel, uri: str) -> LoadedThinker:
     except (ValidationError, RuntimeError) as error:
         raise ArtifactError(f"{folder}: does not fit this version ({error})") from error
     thinker = thinker.eval().to(loaded.model.embedding.weight.device)
-    return LoadedThinker(loaded.ref, thinker, loaded.tokenizer, config.entropy_threshold)
+    return LoadedThinker(loaded.ref, thinker, loaded.tokenizer, config.entropy_threshold, config.helps)
 
 
 def _load_own(thinker: Thinker, tensors: dict[str, Tensor]) -> None:

@@ -25,6 +25,7 @@ from phases.seeds import numpy_rng
 
 GREEDY = SamplingConfig(temperature=0)
 _ROWS = 8
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ def entropy_threshold(thinker: Thinker, rows: Tensor) -> float:
         for segment in thinker.model.segments(part)
     ]
     return float(torch.quantile(torch.cat(found).float(), 1 - thinker.config.share))
+
+
+def how_to_use(thinker: Thinker, rows: Tensor, token_bytes: npt.NDArray[np.int64], seed: int) -> tuple[float, bool]:
+    """Return the entropy from which to think, and whether to think at all, by `rows` (R, T + 1) of validation text.
+
+    Thoughts help where the lower end of the gain's interval is above zero.
+    """
+    low, _ = measure_text(thinker, rows, token_bytes).interval(_RESAMPLES, seed)
+    return entropy_threshold(thinker, rows), low > 0
 
 
 @torch.no_grad()

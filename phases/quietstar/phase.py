@@ -1,45 +1,55 @@
 """Phase 3 as plain functions: the stages to train, training one, and the result with its claims.
 
 A stage starts from the model of the stage before, so a killed phase repeats at most the steps since its last
-checkpoint. The coordinator decides where and when each function runs and keeps the checkpoints.
+checkpoint. Beside the stages a control reads the same rows without thoughts: what the phase is worth is the difference
+to that. The coordinator decides where and when each function runs and keeps the checkpoints.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
 
 import torch
 
-from phases import modeldir, storage
+from phases import modeldir, rundir, storage
 from phases.cognate.loading import best_device, load_model, model_config
 from phases.cognate.titan import TinyTitan
-from phases.contract import Baseline, Claim, ModelRef, PhaseResult, Probe
+from phases.contract import ModelRef, PhaseResult
 from phases.corpus.packed import Corpus
 from phases.errors import ArtifactError
-from phases.probes import RunFiles, claim, measure
+from phases.probes import RunFiles
+from phases.quietstar.claims import claims_of, notes_of
 from phases.quietstar.config import QuietStarConfig, StageConfig
 from phases.quietstar.loading import FOLDER as THINKING
-from phases.quietstar.loading import LoadedThinker, can_think, load_thinker, require_markers, save_thinker
-from phases.quietstar.measure import entropy_threshold, examples
+from phases.quietstar.loading import (
+    LoadedThinker,
+    can_think,
+    load_thinker,
+    require_markers,
+    save_thinker,
+    thinking_ref,
+)
+from phases.quietstar.measure import examples, how_to_use
 from phases.quietstar.thinker import Thinker
 from phases.seeds import child_seed
 from phases.training.loop import StepReport, train
 from phases.training.state import TrainState
 
-FOLDER = "03_quietstar"
-MODEL, EXAMPLES = f"{FOLDER}/model", f"{FOLDER}/thoughts.json"
+FOLDER = rundir.phase_folder("quietstar")
+MODEL, CONTROL, EXAMPLES = f"{FOLDER}/model", f"{FOLDER}/control", f"{FOLDER}/thoughts.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage to train. Paths are relative to the run directory."""
+    """A stage to train, or the control. Paths are relative to the run directory; `factor` is for after a rollback."""
 
+    name: str
     number: int
     stage: StageConfig
     parent: str  # model directory that it starts from
     base: str  # model directory that the phase started from
     out: str
+    factor: float = 1.0
 
 
 def jobs(config: QuietStarConfig, parent: str) -> list[Job]:
@@ -49,9 +59,17 @@ def jobs(config: QuietStarConfig, parent: str) -> list[Job]:
     for number, stage in enumerate(config.stages):
         last = number == thinking[-1]
         out = MODEL if last else f"{FOLDER}/{'stages' if stage.length else 'thought_free'}/{number}"
-        made.append(Job(number, stage, start, parent, out))
+        made.append(Job(f"stage {number}", number, stage, start, parent, out))
         start = out
     return made
+
+
+def control_job(config: QuietStarConfig, parent: str) -> Job:
+    """Return the job of a model that is trained as long as the thinking one, on the same rows, without thoughts."""
+    stages = [stage for stage in config.stages if stage.length]
+    steps = sum(stage.steps for stage in stages)
+    plain = StageConfig(length=0, steps=steps, learning_rate=stages[0].learning_rate)
+    return Job("control", 0, plain, parent, parent, CONTROL)
 
 
 def train_stage(
@@ -76,7 +94,8 @@ def train_stage(
     torch.manual_seed(child_seed(seed, "quietstar", job.number))
     learner = _learner(job, RunFiles(run), config)
     data_seed = child_seed(seed, "quietstar", job.number, "data")
-    training = config.training.model_copy(update={"steps": job.stage.steps, "learning_rate": job.stage.learning_rate})
+    rate = job.stage.learning_rate * job.factor
+    training = config.training.model_copy(update={"steps": job.stage.steps, "learning_rate": rate})
     rows, mix = training.batch_size * training.accumulate, config.mix.shares
 
     def batches(step: int) -> torch.Tensor:
@@ -120,8 +139,9 @@ def _write(
     )
     out, tokenizer = storage.join(run, job.out), corpus.tokenizer.to_str()
     if isinstance(learner, Thinker):
-        threshold = entropy_threshold(learner, text_rows(corpus, config, "validation").to(learner.head_weight.device))
-        ref = save_thinker(out, learner, tokenizer=tokenizer, lineage=lineage, entropy_threshold=threshold)
+        rows = text_rows(corpus, config, "validation").to(learner.head_weight.device)
+        threshold, helps = how_to_use(learner, rows, corpus.token_bytes, seed)
+        ref = save_thinker(out, learner, tokenizer=tokenizer, lineage=lineage, entropy_threshold=threshold, helps=helps)
     else:
         ref = save_plain(out, learner, tokenizer, lineage)
     return ref.model_copy(update={"uri": job.out})
@@ -155,20 +175,17 @@ def finish(files: RunFiles, config: QuietStarConfig, seed: int, start: datetime,
     rows = text_rows(corpus, config, "test").to(loaded.thinker.head_weight.device)
     table = examples(loaded.thinker, rows, loaded.tokenizer, config.evaluation.examples)
     storage.write_json(files.path(EXAMPLES), table)
-    claims = _claims(files, config, seed, parent)
+    claims, (low, high) = claims_of(files, config, seed, parent)
     values = {made.key: made.value for made in claims}
-    arguments = {"config": config.model_dump(mode="json"), "seed": seed, "parent": parent}
-    low, high = (
-        measure(files, Probe(name="quietstar/text", arguments={"quantity": end, **arguments})).value
-        for end in ("low", "high")
-    )
     thought_free = [job.out for job in jobs(config, parent) if job.stage.length == 0]
+    thinking = thinking_ref(files.path(MODEL)).model_copy(update={"uri": f"{MODEL}/{THINKING}"})
     end = datetime.now(start.tzinfo)
     return PhaseResult(
         success=True,
         phase="quietstar",
         model=loaded.ref.model_copy(update={"uri": MODEL}),
-        models={"thought_free": _ref(files, thought_free[-1])} if thought_free else {},
+        models={"thinking": thinking, "control": _ref(files, CONTROL)}
+        | ({"thought_free": _ref(files, thought_free[-1])} if thought_free else {}),
         metrics={
             "thought_length": config.thought.length,
             "num_thoughts": config.thought.parallel,
@@ -182,6 +199,7 @@ def finish(files: RunFiles, config: QuietStarConfig, seed: int, start: datetime,
         },
         claims=tuple(claims),
         artifacts={"thoughts": EXAMPLES, "thinking": f"{MODEL}/{THINKING}"},
+        notes=notes_of(claims, (low, high), helps=loaded.helps),
         config=config.model_dump(mode="json") | {"seed": seed},
         start_time=start,
         end_time=end,
@@ -199,47 +217,3 @@ def open_thinker(files: RunFiles) -> LoadedThinker:
 
 def _ref(files: RunFiles, path: str) -> ModelRef:
     return modeldir.open_ref(files.path(path)).model_copy(update={"uri": path})
-
-
-def _claims(files: RunFiles, config: QuietStarConfig, seed: int, parent: str) -> list[Claim]:
-    arguments: dict[str, Any] = {"config": config.model_dump(mode="json"), "seed": seed, "parent": parent}
-
-    def text(quantity: str) -> Probe:
-        return Probe(name="quietstar/text", arguments={"quantity": quantity, **arguments})
-
-    without = Baseline(what="the same model without thoughts", value=measure(files, text("without")).value)
-    before = Baseline(what="the model before the phase", value=measure(files, text("parent")).value)
-    shapes: list[tuple[str, Probe, str, Literal["higher", "lower"], float, Baseline | None]] = [
-        ("bits_per_byte", text("within"), "bits per byte", "lower", 0.005, without),
-        ("bits_per_byte_without_thoughts", text("without"), "bits per byte", "lower", 0.005, before),
-        ("text_gain", text("gain"), "bits per byte saved", "higher", 0.005, None),
-        ("mixing_weight", text("weight"), "weight of thoughts", "higher", 0.005, None),
-        ("thought_cost", text("cost"), "tokens thought per token of text", "lower", 0.01, None),
-        (
-            "thought_entropy",
-            Probe(name="quietstar/entropy", arguments=arguments),
-            "nats per thought token",
-            "lower",
-            0.02,
-            None,
-        ),
-    ]
-    made = []
-    for key, probe, unit, better, tolerance, baseline in shapes:
-        shape: dict[str, Any] = {"unit": unit, "better": better, "tolerance": tolerance, "baseline": baseline}
-        made.append(claim(files, f"quietstar/{key}", probe, **shape))
-    for part in ("semantic", "logical", "relevance", "fluency", "total"):
-        probe = Probe(name="quietstar/coherence", arguments={"part": part, **arguments})
-        target = config.coherence_threshold if part == "total" else None
-        made.append(
-            claim(
-                files,
-                f"quietstar/coherence/{part}",
-                probe,
-                unit="score in [0, 1]",
-                better="higher",
-                tolerance=0.01,
-                target=target,
-            )
-        )
-    return made

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from phases.corpus.special import SPECIAL_TOKENS
+from phases.quietstar.kernels import least_of_nucleus
 from phases.settings import Settings
 
 _CHUNK_BYTES = 1 << 25  # of logits that are held at once when scoring
@@ -42,20 +43,22 @@ def next_tokens(logits: Tensor, allowed: Tensor, config: SamplingConfig) -> Tens
     return torch.searchsorted(total, torch.minimum(drawn, total[:, -1:].nextafter(drawn.new_zeros(())))).squeeze(-1)
 
 
-def nucleus(p: Tensor, top_p: float, look_at: int = 64) -> Tensor:
-    """Return the least probability in the nucleus of each row of `p` (N, V), (N, 1); 0 where all are in it.
-
-    The likeliest `look_at` tokens of a row are usually enough; all are ordered only where they are not.
-    """
+def nucleus(p: Tensor, top_p: float) -> Tensor:
+    """Return the least probability in the nucleus of each row of `p` (N, V) in fp32, (N, 1); 0 where all are in it."""
     if top_p >= 1:
         return p.new_zeros(len(p), 1)
-    top = p.topk(min(look_at, p.shape[1]), dim=-1).values
-    mass = top.cumsum(-1)
-    least = top.gather(1, (mass - top < top_p).sum(-1, keepdim=True) - 1)
-    wide = (mass[:, -1] < top_p).nonzero()[:, 0]
-    if len(wide) and look_at < p.shape[1]:
-        least[wide] = nucleus(p[wide], top_p, p.shape[1])
-    return least
+    if p.device.type == "cpu":
+        least = torch.empty(len(p))
+        least_of_nucleus(p.contiguous().numpy(), top_p, least.numpy())
+        return least.unsqueeze(1)
+    return ordered_nucleus(p, top_p)
+
+
+def ordered_nucleus(p: Tensor, top_p: float) -> Tensor:
+    """Return the same from an order of all tokens, on any device."""
+    ordered = p.sort(dim=-1, descending=True).values
+    inside = ordered.cumsum(-1) - ordered < top_p
+    return ordered.gather(1, inside.sum(-1, keepdim=True) - 1)
 
 
 def log_probabilities(hidden: Tensor, head: Tensor, tokens: Tensor, allowed: Tensor, config: SamplingConfig) -> Tensor:

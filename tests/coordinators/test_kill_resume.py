@@ -41,12 +41,17 @@ def forge(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[st
 def hashes(run: Path) -> dict[str, str]:
     results = {phase: read_result(str(run), phase) for phase in finished_phases(str(run))}
     handed_on = {phase: result.model.sha256 for phase, result in results.items() if result.model}
-    return {role: ref.sha256 for role, ref in results["cognate"].models.items()} | handed_on
+    return {role: ref.sha256 for result in results.values() for role, ref in result.models.items()} | handed_on
 
 
 def run_until(moment: str, run: Path, *config: str) -> None:
     """Start a run and SIGKILL its driver as soon as a file matches."""
-    command = [sys.executable, str(ROOT / "forge.py"), "run", *config, "--run-dir", str(run)]
+    kill_at(moment, run, "run", *config, "--run-dir", str(run))
+
+
+def kill_at(moment: str, run: Path, *arguments: str) -> None:
+    """SIGKILL a driver as soon as a file of its run matches."""
+    command = [sys.executable, str(ROOT / "forge.py"), *arguments]
     environment = os.environ | {"WANDB_MODE": "disabled"}
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     deadline = time.monotonic() + 180
@@ -99,6 +104,39 @@ def test_a_search_killed_and_resumed_finds_the_same_model(undisturbed: Path, tmp
     assert hashes(run) == hashes(undisturbed)
     ledgers = [{entry.name for entry in (path / "02_evomerge" / "ledger").iterdir()} for path in (run, undisturbed)]
     assert ledgers[0] == ledgers[1]
+
+
+@pytest.fixture(scope="module")
+def thinking(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Return a run of Quiet-STaR alone, and the arguments that made it."""
+    run = tmp_path_factory.mktemp("thinking") / "run"
+    model = str(undisturbed / "02_evomerge" / "model")
+    arguments = ["phase", "quietstar", "--model", model, "--preset", "smoke", "--set=quietstar.training.steps=12"]
+    forge(*arguments, "--out", str(run))
+    return run, arguments
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "00_start/model/lineage.json",
+        "03_quietstar/checkpoints/stage 0/*/manifest.json",
+        "03_quietstar/checkpoints/control/*/manifest.json",
+        "03_quietstar/model/thinking/lineage.json",
+        "03_quietstar/thoughts.json",
+    ],
+)
+def test_thinking_killed_and_resumed_ends_with_the_same_bytes(
+    thinking: tuple[Path, list[str]], tmp_path: Path, moment: str
+) -> None:
+    run, (undisturbed, arguments) = tmp_path / "run", thinking
+    kill_at(moment, run, *arguments, "--out", str(run))
+    forge("resume", str(run))
+    found = hashes(run)
+    assert found == hashes(undisturbed)
+    assert set(found) == {"thinking", "control", "quietstar"}
+    claims = [[(c.key, c.value) for c in read_result(str(path), "quietstar").claims] for path in (run, undisturbed)]
+    assert claims[0] == claims[1]
 
 
 @pytest.mark.parametrize("victim", ["ray::PipelineCoordinator", "ray::Pretrainer"])

@@ -61,8 +61,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         phase="cognate",
         model=ref,
         claims=claims,
-        artifacts={"samples": f"{folder}/samples.json"},
+        artifacts={"samples": f"{folder}/samples.json", "thoughts": f"{folder}/thoughts.json"},
         degraded=("agent x was isolated",),
+        notes=("thoughts do not help <b>here</b>",),
         start_time=now,
         end_time=now,
         duration_seconds=1,
@@ -74,6 +75,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         "completion": "<img src=x onerror=alert(2)>",
     }
     storage.write_json(storage.join(uri, folder, "samples.json"), [sample])
+    thought = {"text": "<script>alert(3)</script>", "thought": "so it is", "next": "open", "weight": 0.25}
+    thought |= {"probability_without": 0.125, "probability_with": 0.5}
+    storage.write_json(storage.join(uri, folder, "thoughts.json"), [thought])
     for step in (1, 2, 2):
         record = {"task": "reasoning", "step": step, "loss": 1 / step}
         storage.append_line(storage.join(uri, folder, "metrics.jsonl"), json.dumps(record))
@@ -92,6 +96,9 @@ def test_it_shows_claims_lineage_curves_and_samples(run: str) -> None:
         "abababababababab",
         "agent x was isolated",
         "alert(1)",
+        "thoughts do not help <b>here</b>",
+        "so it is",
+        "alert(3)",
         "seed 7",
     ):
         assert shown in page.text

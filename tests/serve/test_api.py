@@ -13,8 +13,12 @@ from tokenizers import Tokenizer
 
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
+from phases.contract import ModelRef
 from phases.corpus.special import SPECIAL_TOKENS
 from phases.corpus.tokenizer import train_tokenizer
+from phases.quietstar.config import ThoughtConfig
+from phases.quietstar.loading import LoadedThinker
+from phases.quietstar.thinker import Thinker
 from serve.api import build_api
 from serve.engine import TorchEngine
 
@@ -52,6 +56,17 @@ def engine(model: TinyTitan, tokenizer: Tokenizer) -> TorchEngine:
     return TorchEngine(model, tokenizer)
 
 
+@pytest.fixture
+def thoughtful(model: TinyTitan, tokenizer: Tokenizer) -> TorchEngine:
+    torch.manual_seed(0)
+    thinker = Thinker(model, ThoughtConfig(length=3, lookahead=2)).eval()
+    with torch.no_grad():
+        thinker.mixing.layers[-1].weight.normal_(std=9)
+        thinker.markers.normal_()
+    loaded = LoadedThinker(ModelRef(uri="m", sha256="a" * 64, parameters=1), thinker, tokenizer)
+    return TorchEngine(model, tokenizer, thinker=loaded)
+
+
 def completion(**changes: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": "def", "max_tokens": 4, "seed": 3} | changes
 
@@ -76,6 +91,45 @@ def test_streamed_text_is_the_whole_text(engine: TorchEngine, path: str) -> None
     pieces = [choice["text"] if "text" in choice else choice["delta"]["content"] for choice in choices]
     assert "".join(pieces) == (whole["text"] if "text" in whole else whole["message"]["content"])
     assert choices[-1]["finish_reason"] == whole["finish_reason"]
+
+
+def test_thoughts_are_counted_and_hidden_unless_asked_for(thoughtful: TorchEngine) -> None:
+    body = completion(think="always", temperature=0)
+    hidden = call(thoughtful, "POST", "/v1/completions", json=body).json()
+    assert hidden["usage"]["thought_tokens"] == 5 * hidden["usage"]["completion_tokens"]
+    assert hidden["usage"]["thought_per_token"] == 5
+    assert "thoughts" not in hidden["choices"][0]
+    shown = call(thoughtful, "POST", "/v1/completions", json=body | {"include_thoughts": True}).json()
+    assert shown["choices"][0]["text"] == hidden["choices"][0]["text"]
+    thoughts = shown["choices"][0]["thoughts"]
+    assert [thought["said"] for thought in thoughts] == list(range(hidden["usage"]["completion_tokens"]))
+    assert all(0 < thought["weight"] < 1 and thought["text"] for thought in thoughts)
+
+
+def test_streamed_thoughts_are_those_of_the_whole_answer(thoughtful: TorchEngine) -> None:
+    body = completion(think="always", temperature=0, max_tokens=6, include_thoughts=True)
+    whole = call(thoughtful, "POST", "/v1/completions", json=body).json()["choices"][0]
+    streamed = call(thoughtful, "POST", "/v1/completions", json=body | {"stream": True})
+    events = [line.removeprefix("data: ") for line in streamed.text.split("\n\n") if line]
+    choices = [json.loads(event)["choices"][0] for event in events[:-1]]
+    assert [thought for choice in choices for thought in choice["thoughts"]] == whole["thoughts"]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+
+
+def test_never_is_the_model_itself_and_one_that_cannot_think_says_so(
+    thoughtful: TorchEngine, engine: TorchEngine
+) -> None:
+    def asked(of: TorchEngine, **changes: Any) -> httpx.Response:
+        return call(of, "POST", "/v1/completions", json=completion(**changes))
+
+    plain, never = asked(engine).json(), asked(thoughtful, think="never").json()
+    assert plain["choices"] == never["choices"]
+    assert plain["usage"] == never["usage"]
+    assert asked(engine, think="auto", include_thoughts=True).json()["choices"][0]["thoughts"] == []
+    refused = asked(engine, think="always")
+    assert refused.status_code == 400
+    assert "has not learned to think" in refused.json()["error"]["message"]
+    assert asked(engine, think="often").status_code == 400
 
 
 def test_stop_text_is_not_in_the_answer(engine: TorchEngine) -> None:

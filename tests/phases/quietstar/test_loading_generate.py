@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from phases import modeldir
+from phases import modeldir, storage
 from phases.cognate.generate import Sampling, stream
+from phases.cognate.loading import model_config
 from phases.cognate.titan import TinyTitan
 from phases.corpus.tokenizer import encode, train_tokenizer
-from phases.errors import ArtifactError
+from phases.errors import ArtifactError, ConfigError
+from phases.quietstar.carry import carry_thinking
 from phases.quietstar.config import LearningConfig, ThoughtConfig
-from phases.quietstar.generate import GREEDY, Thoughtful, thoughtful_stream
+from phases.quietstar.generate import GREEDY, Thoughtful, reader_for, thoughtful_stream
 from phases.quietstar.loading import LoadedThinker, can_think, load_thinker, require_markers, save_thinker
 from phases.quietstar.sources import sampled
 from phases.quietstar.thinker import Thinker
@@ -35,7 +38,7 @@ def saved(model: TinyTitan, tokenizer: Tokenizer, folder: Path, threshold: float
         thinker.markers.add_(0.05)
     lineage = modeldir.Lineage(phase="quietstar", seed=0)
     uri = str(folder / "model")
-    save_thinker(uri, thinker, tokenizer=tokenizer.to_str(), lineage=lineage, entropy_threshold=threshold)
+    save_thinker(uri, thinker, tokenizer=tokenizer.to_str(), lineage=lineage, entropy_threshold=threshold, helps=True)
     return uri
 
 
@@ -108,6 +111,47 @@ def test_thoughts_cost_what_is_said_and_leave_no_trace(loaded: LoadedThinker, mo
         assert [record.said for record in reader.thoughts] == list(range(reader.said))
     else:
         assert all(record.entropy >= 4.2 for record in reader.thoughts)
+
+
+def test_auto_thinks_nowhere_where_thoughts_have_not_helped(loaded: LoadedThinker) -> None:
+    sampling = Sampling(max_new_tokens=6, temperature=0)
+    for helps in (True, False):
+        unsure = LoadedThinker(loaded.ref, loaded.thinker, loaded.tokenizer, entropy_threshold=0.0, helps=helps)
+        reader = Thoughtful(unsure, "auto")
+        list(thoughtful_stream(reader, encode(loaded.tokenizer, PROMPT), sampling).pieces)
+        assert bool(reader.thoughts) == helps
+
+
+def test_readers_are_for_who_can_think(loaded: LoadedThinker) -> None:
+    assert reader_for(None, "auto") is None
+    assert reader_for(loaded, "never") is None
+    with pytest.raises(ConfigError, match="has not learned to think"):
+        reader_for(None, "always")
+    reader = reader_for(loaded, "always")
+    assert reader is not None
+    list(thoughtful_stream(reader, [40, 41], Sampling(max_new_tokens=2, temperature=0)).pieces)
+    shown, hidden = (reader.summary(with_thoughts=asked) for asked in (True, False))
+    assert hidden == {"mode": "always", "thought_tokens": 10, "per_token_said": 5.0}
+    assert [thought["said"] for thought in shown["thoughts"]] == [0, 1]
+
+
+def test_a_changed_model_thinks_with_the_same_head_and_markers(
+    model_of: ModelOf, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    size = tokenizer.get_vocab_size()
+    parent, changed = saved(model_of(2, vocab_size=size), tokenizer, tmp_path), model_of(3, vocab_size=size)
+    uri, lineage = str(tmp_path / "changed"), modeldir.Lineage(phase="bitnet", seed=0)
+    config, tensors = model_config(changed.config), changed.state_dict()
+    modeldir.save_model(uri, tensors=tensors, config=config, tokenizer=tokenizer.to_str(), lineage=lineage)
+    rows = torch.randint(16, 270, (4, 20), generator=torch.Generator().manual_seed(0))
+    ref = carry_thinking(parent, uri, rows, np.ones(size, np.int64), lineage)
+    before, after = load_thinker(parent, "cpu"), load_thinker(uri, "cpu")
+    assert torch.equal(before.thinker.markers, after.thinker.markers)
+    assert torch.equal(before.thinker.mixing.layers[-1].weight, after.thinker.mixing.layers[-1].weight)
+    assert torch.equal(after.thinker.model.embedding.weight, changed.embedding.weight)
+    assert after.entropy_threshold != before.entropy_threshold
+    assert ref.sha256 == modeldir.open_ref(storage.join(uri, "thinking")).sha256
+    assert ref.format == "quietstar"
 
 
 def test_thinking_changes_no_state(loaded: LoadedThinker) -> None:

@@ -11,11 +11,13 @@ from phases import modeldir, storage
 from phases.cognate.loading import load_model, model_config
 from phases.cognate.memory import MemoryConfig
 from phases.cognate.titan import TinyTitan, TitanConfig
+from phases.contract import Baseline, Claim, Probe
 from phases.corpus.config import CorpusConfig
 from phases.corpus.prepare import prepare
 from phases.errors import ConfigError
 from phases.probes import RunFiles, measure
 from phases.quietstar import phase
+from phases.quietstar.claims import notes_of
 from phases.quietstar.config import QuietStarConfig
 from phases.quietstar.loading import can_think, load_thinker
 from phases.training.state import TrainState
@@ -58,7 +60,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def train_all(
     run: str, config: QuietStarConfig, state: TrainState | None = None, save: Callable[[TrainState], None] | None = None
 ) -> list[str]:
-    jobs = phase.jobs(config, PARENT)
+    jobs = [*phase.jobs(config, PARENT), phase.control_job(config, PARENT)]
     refs = [
         phase.train_stage(
             job, run, config, 7, state=state, save=save or (lambda state: None), on_step=lambda report: None
@@ -80,6 +82,11 @@ def test_the_phase_and_its_claims(run: str) -> None:
     table = storage.read_json(storage.join(run, phase.EXAMPLES))
     assert len(table) == 3
     assert {"text", "thought", "next", "probability_with", "probability_without", "weight"} <= set(table[0])
+    assert set(result.models) == {"control", "thinking"}
+    assert not can_think(storage.join(run, result.models["control"].uri))
+    assert (
+        modeldir.open_ref(storage.join(run, result.models["thinking"].uri)).sha256 == result.models["thinking"].sha256
+    )
     lineage = modeldir.load_lineage(storage.join(run, phase.MODEL))
     assert lineage.parents == {"parent": modeldir.open_ref(storage.join(run, PARENT)).sha256}
     values = {made.key: made.value for made in result.claims}
@@ -87,6 +94,9 @@ def test_the_phase_and_its_claims(run: str) -> None:
     assert values["quietstar/text_gain"] == pytest.approx(without - within)
     assert result.metrics["quietstar/text_gain_low"] <= values["quietstar/text_gain"]
     assert values["quietstar/text_gain"] <= result.metrics["quietstar/text_gain_high"]
+    made_of = {made.key: made.baseline for made in result.claims if made.baseline}
+    assert made_of["quietstar/bits_per_byte"].what == "as many further steps without thoughts"
+    assert made_of["quietstar/text_gain"].what == "random tokens as thoughts"
     again = RunFiles(run)
     for made in result.claims:
         found = measure(again, made.probe).value
@@ -95,15 +105,16 @@ def test_the_phase_and_its_claims(run: str) -> None:
 
 def test_a_killed_stage_ends_with_the_same_bytes(run: str, tmp_path: Path) -> None:
     kept = list[TrainState]()
-    (whole,) = train_all(run, CONFIG, save=kept.append)
+    whole = train_all(run, CONFIG, save=kept.append)
     first = load_thinker(storage.join(run, phase.MODEL), "cpu").thinker.state_dict()
-    (tmp_path / "run" / phase.MODEL).rename(tmp_path / "kept")
-    torch.manual_seed(999)
-    (resumed,) = train_all(run, CONFIG, state=TrainState.from_files(kept[0].to_files()))
+    for path, state in zip((phase.MODEL, phase.CONTROL), kept, strict=True):
+        (tmp_path / "run" / path).rename(tmp_path / path.replace("/", "_"))
+        torch.manual_seed(999)
+        train_all(run, CONFIG, state=TrainState.from_files(state.to_files()))
+    resumed = train_all(run, CONFIG)
     again = load_thinker(storage.join(run, phase.MODEL), "cpu").thinker.state_dict()
     assert whole == resumed
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert train_all(run, CONFIG) == [whole]  # what is there is not trained again
 
 
 def test_the_curriculum_ends_with_a_model_that_does_not_think(run: str) -> None:
@@ -127,3 +138,26 @@ def test_a_curriculum_of_growing_thoughts_is_refused() -> None:
     stages = [{"length": n, "steps": 2, "learning_rate": 1e-3} for n in (2, 4)]
     with pytest.raises(ConfigError, match="shrinking thoughts"):
         QuietStarConfig.model_validate({"curriculum": stages})
+
+
+@pytest.mark.parametrize(
+    ("gain", "control", "helps", "said"),
+    [
+        ((0.02, 0.01, 0.03), 2.5, True, ["Thoughts help"]),
+        ((0.02, -0.01, 0.05), 2.5, False, ["do not help", "`--think auto` does not think"]),
+        ((0.02, 0.01, 0.03), 2.3, True, ["Thoughts help", "No gain over training without thoughts"]),
+    ],
+)
+def test_the_verdict_says_whether_it_was_worth_it(
+    gain: tuple[float, float, float], control: float, helps: bool, said: list[str]
+) -> None:
+    def claim(key: str, value: float, baseline: float) -> Claim:
+        against = Baseline(what="as many further steps", value=baseline)
+        return Claim(
+            key=key, value=value, unit="", better="lower", tolerance=0, baseline=against, probe=Probe(name="p")
+        )
+
+    claims = [claim("quietstar/text_gain", gain[0], 0), claim("quietstar/bits_per_byte", 2.4, control)]
+    notes = notes_of(claims, gain[1:], helps=helps)
+    assert len(notes) == len(said)
+    assert all(text in note for text, note in zip(said, notes, strict=True))

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phases.quietstar.sampling import SamplingConfig, log_probabilities, next_tokens, nucleus, thinkable
+from phases.quietstar.sampling import (
+    SamplingConfig,
+    log_probabilities,
+    next_tokens,
+    nucleus,
+    ordered_nucleus,
+    thinkable,
+)
 
 EVERY = torch.ones(6, dtype=torch.bool)
 
@@ -49,6 +56,7 @@ def test_frequencies_and_scores(top_p: float, temperature: float, expected: tupl
 @given(st.integers(0, 1000), st.floats(0.05, 0.99), st.integers(2, 300))
 def test_the_nucleus_is_the_smallest_set_that_reaches_its_mass(seed: int, top_p: float, size: int) -> None:
     p = torch.softmax(2 * torch.randn(3, size, generator=torch.Generator().manual_seed(seed)), -1)
+    assert torch.allclose(nucleus(p, top_p), ordered_nucleus(p, top_p), atol=1e-6)
     for row, least in zip(p, nucleus(p, top_p), strict=True):
         ordered = row.sort(descending=True).values
         count = int((row >= least).sum())
