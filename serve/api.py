@@ -146,7 +146,11 @@ def _event(value: dict[str, Any]) -> str:
 def _usage(reply: Reply) -> dict[str, float]:
     """Return OpenAI's counts of tokens read and said; where the model can think, also what that cost."""
     prompt, completion = reply.result.prompt_tokens, reply.result.completion_tokens
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    usage: dict[str, float] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
     if reply.thoughtful is None:
         return usage
     return usage | {"thought_tokens": reply.thoughtful.thought_tokens, "thought_per_token": reply.thoughtful.cost}

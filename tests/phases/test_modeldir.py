@@ -83,3 +83,16 @@ def test_find_model_takes_the_last_phase(tmp_path: Path) -> None:
     assert modeldir.find_model(str(tmp_path)).endswith("02_evomerge/model")
     with pytest.raises(ArtifactError, match="neither a model directory nor a run"):
         modeldir.find_model(str(tmp_path / "nothing"))
+
+
+def test_a_copy_has_the_models_inside_and_a_damaged_one_is_not_copied(uri: str) -> None:
+    target, other = f"{uri}-copy", f"{uri}-other"
+    write(uri)
+    write(f"{uri}/thinking", 2.0)
+    modeldir.copy_model(uri, target)
+    for part in ("", "/thinking"):
+        assert modeldir.open_ref(target + part).sha256 == modeldir.open_ref(uri + part).sha256
+    storage.write_bytes(storage.join(uri, modeldir.TOKENIZER), b"other")
+    with pytest.raises(ArtifactError, match="tokenizer"):
+        modeldir.copy_model(uri, other)
+    assert not modeldir.is_model(other)

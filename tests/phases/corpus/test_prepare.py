@@ -106,3 +106,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
 
     small, large = peak(6), peak(60)
     assert large < 1.2 * small
+
+
+def test_a_corpus_can_take_the_tokenizer_of_another(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", numbered(tmp_path / "a.jsonl", 300))
+    (tmp_path / "b.txt").write_text("\n\n".join(f"other words {number * 7} entirely" for number in range(900)))
+    config = CorpusConfig(source=str(tmp_path / "b.txt"), tokenizer=str(first.folder / "tokenizer.json"))
+    second = prepare(config, seed=0, folder=tmp_path / "b", progress=lambda *_: None)
+    assert second.tokenizer.to_str() == first.tokenizer.to_str()
+    assert "other words 7 entirely" in second.tokenizer.decode(second.tokens("train").tolist())
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(first.tokenizer.to_str().replace("<|pad|>", "<|nothing|>"))
+    with pytest.raises(CorpusError, match="not at its place"):
+        prepare(config.model_copy(update={"tokenizer": str(foreign)}), seed=0, folder=tmp_path / "c", progress=print)
