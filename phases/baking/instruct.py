@@ -1,0 +1,119 @@
+"""Teaching a model to follow system prompts, by training on dialogues that the prompt decides.
+
+One dialogue is one row, padded, so that no prompt reaches into another's dialogue. Some have two turns, the second's
+reply being as much under the prompt as the first's. Two things are there for copying, without which a reply has the
+right form and the wrong value: only replies are learned, for the entropy of what users and prompts say drowns the rest;
+and some dialogues ask to repeat words. Rows are a function of the step, as the training loop wants it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from phases.baking.dialogues import UNPROMPTED, draw_prompt, draw_reply, draw_request, prefix_ids, reply_text
+from phases.baking.lessons import NUMBERS, TOPICS, Lesson
+from phases.cognate.halting import bce_halting_loss, halting_targets
+from phases.cognate.titan import TinyTitan
+from phases.corpus.special import ASSISTANT, END, END_OF_TEXT, PAD, SPECIAL_IDS
+from phases.corpus.tokenizer import encode, train_tokenizer
+from phases.seeds import numpy_rng
+from phases.training.losses import linear_cross_entropy
+
+_TWO_TURNS = 0.2  # of the batches
+_UNPROMPTED = 0.25  # of the dialogues
+_ECHOES = 0.2  # of the dialogues, with or without a prompt
+_WORDS = (*TOPICS, *NUMBERS)
+Batches = Callable[[int], Tensor]
+
+
+def dialogue_ids(
+    rng: np.random.Generator, tokenizer: Tokenizer, lessons: Mapping[str, Lesson], turns: int
+) -> list[int]:
+    """Return a whole dialogue under a prompt drawn for it, or under none."""
+    prompt = None if rng.random() < _UNPROMPTED else draw_prompt(rng, tuple(lessons))
+    ids = list[int]()
+    for turn in range(turns):
+        if rng.random() < _ECHOES:
+            words = " ".join(rng.choice(_WORDS, int(rng.integers(2, 9))))
+            asked, reply = f"say {words}", [*encode(tokenizer, words), SPECIAL_IDS[END]]
+        else:
+            request = draw_request(rng, lessons, "all")
+            asked, reply = request.text, draw_reply(rng, request, prompt or UNPROMPTED, tokenizer)
+        ids += [*prefix_ids(tokenizer, None if turn else prompt, [("user", asked)]), *reply]
+    return [*ids, SPECIAL_IDS[END_OF_TEXT]]
+
+
+def dialogue_batches(
+    tokenizer: Tokenizer,
+    lessons: Mapping[str, Lesson],
+    *,
+    batch_size: int,
+    seed: int,
+    text: Batches | None = None,
+    text_share: float = 0.0,
+) -> Batches:
+    """Return step -> rows (B, T + 1) of dialogues; `text` gives the rows of a share of the steps."""
+
+    def batch(step: int) -> Tensor:
+        rng = numpy_rng(seed, "dialogues", step)
+        if text is not None and rng.random() < text_share:
+            return text(step)
+        turns = 2 if rng.random() < _TWO_TURNS else 1
+        return padded([dialogue_ids(rng, tokenizer, lessons, turns) for _ in range(batch_size)])
+
+    return batch
+
+
+class Pupil(nn.Module):
+    """A TinyTitan that learns replies; rows without any, such as plain text, are learned whole."""
+
+    def __init__(self, model: TinyTitan) -> None:
+        super().__init__()
+        self.model = model
+
+    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of `rows` (B, T + 1): of all ponder steps, as in pretraining, but on replies alone."""
+        weights = reply_mask(rows)[:, 1:].float()  # (B, T), of the targets
+        segments = list(self.model.segments(rows))
+        outputs = torch.cat([self.model.norm(segment.ran.hiddens) for segment in segments], dim=2)  # (S, B, T, D)
+        n_steps = outputs.shape[0]
+        every = (weights / (n_steps * weights.sum())).expand(n_steps, -1, -1).flatten()
+        targets = rows[:, 1:].expand(n_steps, -1, -1).flatten()
+        loss, _ = linear_cross_entropy(outputs.flatten(0, 2), self.model.head_weight, targets, every)
+        losses = torch.cat([segment.losses for segment in segments], dim=-1)
+        halting = torch.cat([segment.ran.halting for segment in segments], dim=-1).float()
+        config = self.model.config
+        halting_loss = bce_halting_loss(halting, halting_targets(losses, config.halt_tolerance))
+        metrics = {"cross_entropy": loss.detach(), "halting_loss": halting_loss.detach()}
+        return loss + config.halting_weight * halting_loss, metrics
+
+
+def reply_mask(rows: Tensor) -> Tensor:
+    """Say which tokens of `rows` (B, T) belong to replies, their ends included; all do in a row without replies."""
+    index = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    begun, ended = (torch.where(rows == SPECIAL_IDS[mark], index, -1).cummax(1).values for mark in (ASSISTANT, END))
+    before = torch.nn.functional.pad(ended, (1, 0), value=-1)[:, :-1]  # the last end before each token
+    inside = (begun > before) & (rows != SPECIAL_IDS[ASSISTANT])
+    return inside | (begun[:, -1:] < 0)
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    """Return rows (B, T), the shorter ones padded on the right, which nothing before it can see."""
+    filled = torch.full((len(rows), max(map(len, rows))), SPECIAL_IDS[PAD])
+    for place, row in enumerate(rows):
+        filled[place, : len(row)] = torch.tensor(row)
+    return filled
+
+
+def dialogue_tokenizer(lessons: Mapping[str, Lesson], vocab_size: int, seed: int = 0) -> Tokenizer:
+    """Learn a vocabulary from dialogues alone, for models that read nothing else."""
+    rng = numpy_rng(seed, "dialogues", "tokenizer")
+    texts = list[str]()
+    for _ in range(3000):
+        prompt, request = draw_prompt(rng, tuple(lessons)), draw_request(rng, lessons, "all")
+        texts += [prompt.text, request.text, *(call.to_json() for call in request.calls)]
+        texts.append(reply_text(rng, request, prompt))
+    return train_tokenizer(texts, vocab_size)

@@ -1,0 +1,201 @@
+"""Other files of the same model: merged products, int8 with and without outlier channels apart, 8 and 4 bit weights.
+
+Outlier split (after LLM.int8(), Dettmers et al. 2022, with channels chosen once, by calibration): a few channels of a
+layer's input are far larger than the rest and would take the whole int8 range of a tensor; these go through a small
+fp32 product of their own, and the rest is quantised finely. Channels are static, so the runtime's fused int8 kernels
+still apply.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from phases.baking.optimise.session import Feeds, SessionSettings, open_session, read_model
+
+OUTLIERS = 8  # channels per layer
+_SPLIT = "outliers_of_"
+Floats = npt.NDArray[Any]
+Transform = Callable[[Path, Path, Sequence[Feeds]], None]
+
+
+def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Make one product of those that share an input (query, key and value), and split what it gives."""
+    model = read_model(source)
+    weights = _matrices(model)
+    groups = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            groups[node.input[0]].append(node)
+    for number, nodes in enumerate(group for group in groups.values() if len(group) > 1):
+        parts = [weights[node.input[1]] for node in nodes]
+        names = f"merged_{number}", f"merged_{number}_sizes", f"merged_{number}_all"
+        sizes = np.array([part.shape[1] for part in parts], np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(np.concatenate(parts, 1), names[0]))
+        model.graph.initializer.append(numpy_helper.from_array(sizes, names[1]))
+        made = [
+            helper.make_node("MatMul", [nodes[0].input[0], names[0]], [names[2]], name=names[2]),
+            helper.make_node("Split", [names[2], names[1]], [node.output[0] for node in nodes], axis=-1),
+        ]
+        _replace(model, nodes, made)
+    _save(model, out)
+
+
+def int8_dynamic(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Quantise weights per channel, and activations per tensor as they come."""
+    _quantise(read_model(source), out, ())
+
+
+def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Quantise as `int8_dynamic` does, with the largest input channels of each layer left in fp32."""
+    model = read_model(source)
+    weights = _matrices(model)
+    nodes = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+    largest = _channel_maxima(source, model, sorted({node.input[0] for node in nodes}), calibration)
+    excluded = list[str]()
+    for number, node in enumerate(nodes):
+        channels = largest.get(node.input[0])
+        if channels is not None and len(channels) == len(weights[node.input[1]]) > 4 * OUTLIERS:
+            chosen = np.sort(np.argsort(channels)[-OUTLIERS:])
+            excluded.append(_split(model, node, weights[node.input[1]], chosen, number))
+    _quantise(model, out, excluded)
+
+
+def weights_8bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Store weights in 8 bits, blocks of 32; activations stay as they are."""
+    _block_quantise(source, out, 8)
+
+
+def weights_4bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Store weights in 4 bits, blocks of 32."""
+    _block_quantise(source, out, 4)
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "merged": merge_products,
+    "int8": int8_dynamic,
+    "int8_outliers": int8_outliers,
+    "weights_8bit": weights_8bit,
+    "weights_4bit": weights_4bit,
+}
+
+
+def _matrices(model: onnx.ModelProto) -> dict[str, Floats]:
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
+    }
+
+
+def _channel_maxima(
+    source: Path, model: onnx.ModelProto, names: Sequence[str], calibration: Sequence[Feeds]
+) -> dict[str, Floats]:
+    """Return value -> largest |x| of each channel (the last axis) over the calibration feeds."""
+    known = {each.name for each in model.graph.input} | {each.name for each in model.graph.output}
+    watched = [name for name in names if name not in known]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in watched)
+    maxima = dict[str, Floats]()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "watched.onnx"
+        _save(probe, file)
+        session = open_session(file, SessionSettings(level="basic"))
+        for feeds in calibration:
+            for name, value in zip(watched, session.run(watched, feeds), strict=True):
+                if value.size:
+                    here = np.abs(value).reshape(-1, value.shape[-1]).max(0)
+                    maxima[name] = np.maximum(maxima[name], here) if name in maxima else here
+    return maxima
+
+
+def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen: Floats, number: int) -> str:
+    """Replace a product by one of the rest, to be quantised, plus one of the `chosen` channels; return the latter."""
+    prefix, x = f"{_SPLIT}{number}", node.input[0]
+    keep = np.ones(len(weight), np.float32)
+    keep[chosen] = 0
+    stored: dict[str, Floats] = {
+        f"{prefix}_keep": keep,
+        f"{prefix}_rest": weight * keep[:, None],
+        f"{prefix}_which": chosen.astype(np.int64),
+        f"{prefix}_weight": weight[chosen],
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
+    few = f"{prefix}_few"
+    made = [
+        helper.make_node("Mul", [x, f"{prefix}_keep"], [f"{prefix}_x"]),
+        helper.make_node("MatMul", [f"{prefix}_x", f"{prefix}_rest"], [f"{prefix}_y"], name=f"{prefix}_y"),
+        helper.make_node("Gather", [x, f"{prefix}_which"], [f"{prefix}_picked"], axis=-1),
+        helper.make_node("MatMul", [f"{prefix}_picked", f"{prefix}_weight"], [few], name=few),
+        helper.make_node("Add", [f"{prefix}_y", few], [node.output[0]]),
+    ]
+    _replace(model, [node], made)
+    return few
+
+
+def _replace(model: onnx.ModelProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
+    """Put nodes where the first of the old ones was."""
+    outputs = {node.output[0] for node in old}
+    nodes = list[onnx.NodeProto]()
+    placed = False
+    for node in model.graph.node:
+        if node.output[0] not in outputs:
+            nodes.append(node)
+        elif not placed:
+            nodes.extend(new)
+            placed = True
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> None:
+    del model.graph.value_info[:]  # shapes of another graph mislead the quantiser (onnxruntime issue 25890)
+    _drop_unused(model)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "source.onnx"
+        _save(model, file)
+        options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True}
+        quantize_dynamic(
+            file,
+            out,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(excluded),
+            extra_options=options,
+        )
+
+
+def _block_quantise(source: Path, out: Path, bits: int) -> None:
+    quantiser = MatMulNBitsQuantizer(read_model(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=4)
+    quantiser.process()
+    _save(quantiser.model.model, out)
+
+
+def _save(model: onnx.ModelProto, out: Path) -> None:
+    _drop_unused(model)
+    onnx.save(model, out)
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    """Remove initialisers that no node reads, those in branches included."""
+    used, waiting = {each.name for each in model.graph.output}, [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        for node in graph.node:
+            used.update(node.input)
+            waiting += [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    if len(kept) < len(model.graph.initializer):
+        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(copies)
