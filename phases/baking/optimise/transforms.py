@@ -17,11 +17,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session, read_model
+from phases.bitnet.onnx_graph import MICROSOFT
+from phases.bitnet.packing import pack_bits
 
 OUTLIERS = 8  # channels per layer
+BLOCK = 32  # columns to a scale, of weights in 8 or 4 bits
 _SPLIT = "outliers_of_"
 Floats = npt.NDArray[Any]
 Transform = Callable[[Path, Path, Sequence[Feeds]], None]
@@ -176,9 +178,27 @@ def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> Non
 
 
 def _block_quantise(source: Path, out: Path, bits: int) -> None:
-    quantiser = MatMulNBitsQuantizer(read_model(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=4)
-    quantiser.process()
-    _save(quantiser.model.model, out)
+    """Replace products with constant matrices by `MatMulNBits`, with a scale for each block of a row's columns."""
+    model = read_model(source)
+    weights, most = _matrices(model), (1 << (bits - 1)) - 1
+    for node in [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]:
+        matrix = weights[node.input[1]].T  # (N, K)
+        rows, columns = matrix.shape
+        blocks = np.pad(matrix, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
+        scales = np.maximum(np.abs(blocks).max(2), 1e-12) / most  # (N, C)
+        codes = np.rint(blocks / scales[:, :, None]).astype(np.int8).reshape(rows, -1)
+        stored = {f"{node.input[1]}_b{bits}": pack_bits(codes, bits, BLOCK), f"{node.input[1]}_s{bits}": scales}
+        known = {tensor.name for tensor in model.graph.initializer}
+        for name, value in stored.items():
+            if name not in known:
+                model.graph.initializer.append(numpy_helper.from_array(value, name))
+        made = helper.make_node("MatMulNBits", [node.input[0], *stored], list(node.output), domain=MICROSOFT)
+        values = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
+        made.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
+        _replace(model, [node], [made])
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    _save(model, out)
 
 
 def _save(model: onnx.ModelProto, out: Path) -> None:

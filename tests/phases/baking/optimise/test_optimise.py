@@ -26,7 +26,7 @@ WIDTH = 64
 
 
 def _file(path: Path, *, outlier: float = 1.0, weight: float = 1.0) -> Path:
-    """Write a file in which three products share a normalised input, one channel of which is `outlier` times as large."""
+    """Write a file in which three products share an input, one channel of which is `outlier` times as large."""
     rng = np.random.default_rng(0)
     scale = np.ones(WIDTH, np.float32)
     scale[5] = outlier
