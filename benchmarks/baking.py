@@ -1,8 +1,8 @@
 """Baking: does a nano model keep what a prompt made of it, call tools as well, and still listen to other prompts?
 
 Each seed trains a model of its own to follow prompts, bakes one (all tools, a persona) into it, and measures on
-requests whose values baking never saw. The usual alternatives stand in the same table, at the same steps and rate: plain
-fine-tuning on the sampled replies, a divergence of the top 5 tokens alone, and baking without retention.
+requests whose values baking never saw. The usual alternatives stand in the same table, at the same steps and rate:
+plain fine-tuning on the sampled replies, a divergence of the top 5 tokens alone, and baking without retention.
 """
 
 import copy
