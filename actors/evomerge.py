@@ -1,5 +1,6 @@
 """The agents of phase 2: the evolver runs the search on Ray Tune; evaluators merge and measure candidates."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,7 @@ from ray import tune
 from actors.agent import Agent
 from actors.evaluators import EvaluatorPool
 from actors.island import Workers, run_islands
+from actors.processes import Whereabouts, kill_once_stopped
 from phases.contract import PhaseResult
 from phases.evomerge import phase
 from phases.evomerge.candidate import Positions
@@ -54,13 +56,21 @@ class Evolver(Agent):
     def __init__(self, run: str, phase: str, name: str) -> None:
         super().__init__(run, phase, name)
         self.files = RunFiles(run)  # with what both tasks need, once it is there
+        self._watches = set[asyncio.Task[None]]()
         _evolvers[name] = self
 
     def evolve(self, task: str, config: EvoMergeConfig, seed: int, cpus: float, gpus: float) -> None:
         """Search until patience or generations are used up; what was found is in the run directory."""
         torch.set_num_threads(1)
         reports = _Reports(self.name, task, config.evolution.generations)
-        evolve(self.files, config, seed, cpus=cpus, gpus=gpus, callbacks=[reports])
+        home = ray.get_runtime_context().current_actor
+        evolve(self.files, config, seed, cpus=cpus, gpus=gpus, callbacks=[reports], home=home)
+
+    async def watch(self, island: Whereabouts) -> None:
+        """Kill an island's process once it is frozen, which Tune would never notice: its death is a failed trial."""
+        watch = asyncio.create_task(kill_once_stopped(island))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
 
     def finish(self, task: str, config: EvoMergeConfig, seed: int, start: datetime) -> PhaseResult:
         """Return the result of the phase that began at `start`."""
@@ -77,10 +87,12 @@ def evolve(
     gpus: float,
     callbacks: Sequence[tune.Callback] = (),
     worker: type = MergeEvaluator,
+    home: Any = None,
 ) -> None:
     """Run the search of a run, going on from where it was; what is found is in the run directory.
 
-    The parents are put into the object store once; `worker` is what each evaluator is made of.
+    The parents are put into the object store once; `worker` is what each evaluator is made of, and `home` the actor
+    that this runs in, if it does.
     """
     if read_search(files.uri) is not None:
         return
@@ -91,7 +103,7 @@ def evolve(
         others = {name: value for name, value in vars(evaluator).items() if name != "parents"}
         return Workers(worker, (arrays, others, ledger.folder), cpus, gpus)
 
-    run_islands(search.plan, workers(search.evaluator), files.path(f"{FOLDER}/tune"), callbacks)
+    run_islands(search.plan, workers(search.evaluator), files.path(f"{FOLDER}/tune"), callbacks, home)
     done = replay(search.plan, search.evaluator, ledger)
     _measure(entrants(search.plan, done.everyone), workers(search.judge), config)
     write_search(files.uri, phase.conclude(search, done, ledger), config.checkpoint_every)

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 
 from actors.evaluators import EvaluatorPool
+from actors.processes import Whereabouts
 from phases.evomerge.engine import Candidate
 from phases.evomerge.search import SearchPlan
 
@@ -37,9 +38,16 @@ class Workers:
 
 
 class Island(tune.Trainable):
-    """The trial. Its configuration is `island`, a number; `plan` and `workers` are the same for all."""
+    """The trial. Its configuration is `island`, a number; `plan`, `workers` and `home` are the same for all.
 
-    def setup(self, config: dict[str, Any], plan: SearchPlan, workers: Workers) -> None:  # type: ignore[override]
+    `home` is the actor that runs the search and is told where the trial is, None where no actor does.
+    """
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], plan: SearchPlan, workers: Workers, home: Any
+    ) -> None:
+        if home is not None:
+            home.watch.remote(Whereabouts.here())
         self.plan = plan
         self.engine = plan.engine(config["island"])
         settings = plan.config
@@ -72,14 +80,16 @@ class Island(tune.Trainable):
         self.pool.stop()
 
 
-def run_islands(plan: SearchPlan, workers: Workers, folder: str, callbacks: Sequence[tune.Callback]) -> None:
+def run_islands(
+    plan: SearchPlan, workers: Workers, folder: str, callbacks: Sequence[tune.Callback], home: Any = None
+) -> None:
     """Run all islands on Ray Tune, with its state in `folder`, going on from what is there.
 
     Raises `TuneError` where a trial failed.
     """
     bundles = [{}, *([{"CPU": workers.cpus, "GPU": workers.gpus}] * plan.config.workers)]
     trainable = tune.with_resources(
-        tune.with_parameters(Island, plan=plan, workers=workers), tune.PlacementGroupFactory(bundles)
+        tune.with_parameters(Island, plan=plan, workers=workers, home=home), tune.PlacementGroupFactory(bundles)
     )
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, restart_errored=True)

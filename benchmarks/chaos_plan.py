@@ -42,6 +42,8 @@ SAME_BYTES: tuple[Wish, ...] = (
     (Kind.REMOVE_NODE, _ON_A_NODE),
     (Kind.KILL, at("evaluator.send")),
     (Kind.TRANSIENT, at("attempt", "attempted")),
+    (Kind.STOP, at("measure")),
+    (Kind.STOP, at("evaluator.send")),
 )
 QUICK = tuple(SAME_BYTES[number] for number in (0, 1, 2, 3, 5, 6))
 

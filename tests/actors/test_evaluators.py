@@ -1,6 +1,7 @@
 """The pool measures every candidate whatever its actors do: throw, die, hang or refuse."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Evaluator:
                 return Measured(perplexity=float("nan"), accuracy=0, flops=1, bytes=1)
             if kind == "hang":
                 time.sleep(60)
+            if kind == "freeze":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if kind == "refuse":
                 raise MergeError("these do not merge")
         return Measured(perplexity=float(name), accuracy=0, flops=1, bytes=1)
@@ -76,6 +79,16 @@ def test_a_candidate_is_given_up_after_its_attempts_and_a_refused_one_at_once(tm
     assert len(list(tmp_path.glob("1-*"))) == 1
     assert (tmp_path / "lost-0").read_text() == "not today"
     assert "these do not merge" in (tmp_path / "lost-1").read_text()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_frozen_evaluator_is_replaced_long_before_its_time_is_over(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, timeout=3600)
+    found = {candidate.slot: measured for candidate, measured in pool.measure(candidates(("freeze", 1), ("none", 0)))}
+    pool.stop()
+    assert found.keys() == {0, 1}
+    assert None not in found.values()
+    assert pool.failures == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -56,4 +56,4 @@ def test_a_process_that_runs_is_left_alone() -> None:
 
 
 def test_what_cannot_be_seen_is_taken_to_run() -> None:
-    assert not Whereabouts(os.getpid(), "f" * 56).stopped()
+    assert not Whereabouts(os.getpid(), "a" * 56).stopped()
