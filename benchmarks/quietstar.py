@@ -5,7 +5,9 @@ the dense mask of the published code, in CPU time. Whether thoughts help is aske
 (`quietstar_task.py`), where useful thoughts are in the prior, with controls that must not help.
 """
 
+import os
 import statistics
+import time
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from benchmarks.quietstar_task import (
     task_learning,
 )
 from phases.cognate.memory import MemoryConfig
+from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.quietstar import coherence, sources
 from phases.quietstar.chain import START_ID
@@ -31,6 +34,8 @@ from phases.quietstar.sampling import SamplingConfig
 from phases.quietstar.thinker import Thinker
 from phases.quietstar.window import Stage, Thoughts
 from phases.seeds import torch_rng
+from phases.training.config import TrainingConfig
+from phases.training.loop import resolve_precision
 
 GREEDY = SamplingConfig(temperature=0)
 PRIOR_STEPS, UPDATES = 1500, 200
@@ -40,7 +45,8 @@ def run(quick: bool) -> list[Figure]:
     """Measure on one thread. Quick: texts of 192 tokens, fewer random cases, one seed of the task."""
     with torch_threads(1):
         timed = speed(192, 8, 2) if quick else speed(512, 16, 3)
-        return [*exactness(5 if quick else 30), leak(), *timed, *task(range(1 if quick else 5))]
+        found = [*exactness(5 if quick else 30), leak(), *timed, *task(range(1 if quick else 5))]
+    return [*found, latency(1 if quick else 3)]
 
 
 def speed_model(segment_len: int) -> TinyTitan:
@@ -171,6 +177,35 @@ def speed(length: int, new: int, repetitions: int) -> list[Figure]:
         ratio_figure("speed_vs_dense_25pct", seconds, "quarter", "dense", goal=7.0, work=work, what=what),
         ratio_figure(f"speed_train_{length}", trained, "ours", "dense", goal=3.0, work=work, what=what),
     ]
+
+
+@torch.no_grad()
+def latency(repetitions: int) -> Figure:
+    """Time what the documents promise in 2 s: 4 texts, 20 places each, 4 thoughts of 32 tokens, 25 M parameters.
+
+    Wall time on all cores, in bf16 where the processor has units for it, after the texts have been read.
+    """
+    torch.manual_seed(0)
+    model, generator = TinyTitan(PRESETS["25m"]).eval(), torch_rng(0, "latency")
+    thinker = Thinker(model, ThoughtConfig(length=32))
+    tokens = torch.randint(16, model.config.vocab_size, (4, 65), generator=generator)
+    positions = torch.arange(4, 64, 3).repeat_interleave(4).expand(4, -1)
+    precision, seconds = resolve_precision(TrainingConfig(), torch.device("cpu")), list[float]()
+    with torch_threads(os.cpu_count() or 1), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        (segment,) = model.segments(tokens)
+        stage = Stage.of_segment(segment, model.config.segment_len)
+        for _ in range(1 + repetitions):
+            start = time.perf_counter()
+            sources.think(thinker, stage, positions, 32, SamplingConfig())
+            seconds.append(time.perf_counter() - start)
+    return Figure(
+        key="thinking_seconds",
+        value=statistics.median(seconds[1:]),
+        unit=f"s for 4 x 20 x 4 thoughts of 32 tokens, 25 M parameters, {precision}",
+        better="lower",
+        goal=2.0,
+        raw={"repetitions": seconds[1:]},
+    )
 
 
 def task(seeds: range) -> list[Figure]:

@@ -357,5 +357,8 @@ def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def at_step(values: Tensor, steps: Tensor) -> Tensor:
     """Return of `values` (S, B, T, ...), one per ponder step, those after the last of each token's `steps` (B, T)."""
-    index = (steps - 1).view(1, *steps.shape, *[1] * (values.dim() - 3)).expand(1, *values.shape[1:])
-    return values.gather(0, index).squeeze(0)
+    last = steps.view(*steps.shape, *[1] * (values.dim() - 3))
+    chosen = values[-1]
+    for step in range(values.shape[0] - 1, 0, -1):  # a gather's backward pass takes several times as long
+        chosen = torch.where(last == step, values[step - 1], chosen)
+    return chosen

@@ -66,17 +66,15 @@ class _ThoughtAttention(Function):
         scores = _own_scores(q, k)
         own_lse = scores.logsumexp(-1)  # (B, M, H, A)
         own = (scores.sub_(own_lse.unsqueeze(-1)).exp_().to(v.dtype) @ v).float()
-        out, lse = torch.empty_like(own), torch.empty_like(own_lse)
+        prefix, prefix_lse = torch.empty_like(own), torch.empty_like(own_lse)
         for part in parts:
             seen_k, seen_v = prefix_k[:, :, : part.width], prefix_v[:, :, : part.width]
-            prefix, prefix_lse = _prefix(_together(q[:, part.thoughts]), seen_k, seen_v, part.mask)
-            prefix_lse = _apart(prefix_lse.unsqueeze(-1), q.shape[3]).squeeze(-1)
-            merged = torch.logaddexp(prefix_lse, own_lse[:, part.thoughts])
-            from_prefix = _apart(prefix, q.shape[3]).float() * (prefix_lse - merged).exp_().unsqueeze(-1)
-            to_own = (own_lse[:, part.thoughts] - merged).exp_().unsqueeze(-1)
-            out[:, part.thoughts] = from_prefix.addcmul_(own[:, part.thoughts], to_own)
-            lse[:, part.thoughts] = merged
-        result = out.to(q.dtype)
+            found, found_lse = _prefix(_together(q[:, part.thoughts]), seen_k, seen_v, part.mask)
+            prefix[:, part.thoughts] = _apart(found, q.shape[3])
+            prefix_lse[:, part.thoughts] = _apart(found_lse.unsqueeze(-1), q.shape[3]).squeeze(-1)
+        lse = torch.logaddexp(prefix_lse, own_lse)
+        own.mul_(own_lse.sub_(lse).exp_().unsqueeze(-1))
+        result = own.addcmul_(prefix, prefix_lse.sub_(lse).exp_().unsqueeze(-1)).to(q.dtype)
         ctx.save_for_backward(q, k, v, prefix_k, prefix_v, result, lse)
         ctx.parts = parts
         return result

@@ -12,6 +12,7 @@ from phases.contract import Baseline, Claim, Probe
 from phases.probes import RunFiles, claim, measure
 from phases.quietstar.coherence import WEIGHTS
 from phases.quietstar.config import QuietStarConfig
+from phases.quietstar.measure import WORTH
 
 
 class _Shape(NamedTuple):
@@ -63,8 +64,11 @@ def notes_of(claims: Sequence[Claim], interval: tuple[float, float], *, helps: b
     gain, within = values["quietstar/text_gain"], values["quietstar/bits_per_byte"]
     low, high = interval
     changed = f"{gain.value:+.4f} bits per byte of held-out text ({low:+.4f} to {high:+.4f})"
-    notes = [f"Thoughts {'help' if low > 0 else 'do not help'}: they save {changed}."]
+    notes = [f"Thoughts {'help' if low > WORTH else 'do not help'}: they save {changed}."]
     assert within.baseline is not None
+    assert gain.baseline is not None
+    if low > WORTH and gain.value <= gain.baseline.value:
+        notes.append(f"What they say does not matter: random tokens save {gain.baseline.value:+.4f}.")
     if within.value >= within.baseline.value:
         notes.append(
             f"No gain over training without thoughts: {within.value:.4f} bits per byte with them,"

@@ -24,6 +24,7 @@ from phases.quietstar.thinker import Observed, Thinker
 from phases.seeds import numpy_rng
 
 GREEDY = SamplingConfig(temperature=0)
+WORTH = 0.001  # bits per byte that the lower end of a gain's interval has to be above: less pays for no thought
 _ROWS = 8
 _RESAMPLES = 1000
 
@@ -104,10 +105,10 @@ def entropy_threshold(thinker: Thinker, rows: Tensor) -> float:
 def how_to_use(thinker: Thinker, rows: Tensor, token_bytes: npt.NDArray[np.int64], seed: int) -> tuple[float, bool]:
     """Return the entropy from which to think, and whether to think at all, by `rows` (R, T + 1) of validation text.
 
-    Thoughts help where the lower end of the gain's interval is above zero.
+    Thoughts help where the lower end of the gain's interval is worth something.
     """
     low, _ = measure_text(thinker, rows, token_bytes).interval(_RESAMPLES, seed)
-    return entropy_threshold(thinker, rows), low > 0
+    return entropy_threshold(thinker, rows), low > WORTH
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phases.cognate.titan import Segment, TinyTitan, at_step
 from phases.errors import ConfigError
-from phases.quietstar.chain import END_ID, START_ID, assemble, coming_text, talking
+from phases.quietstar.chain import END_ID, START_ID, assemble, coming_text, rows_at, talking
 from phases.quietstar.config import LearningConfig, ThoughtConfig
 from phases.quietstar.drift import drift
 from phases.quietstar.injection import WatchedWindow, choose, entropies, lengths_for
@@ -236,6 +236,5 @@ class _Thought:
 def _at_places(values: Tensor, positions: Tensor, lookahead: int) -> Tensor:
     """Return what `values` (B, T, X) has at `positions` (B, P) and the lookahead behind them, (B, P, A, X)."""
     places = positions.unsqueeze(-1) + torch.arange(lookahead, device=positions.device)
-    index = places.clamp_max(values.shape[1] - 1).flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[2])
-    found: Tensor = values.gather(1, index).unflatten(1, places.shape[1:])
-    return found
+    found = rows_at(values, places.clamp_max(values.shape[1] - 1).flatten(1))
+    return found.unflatten(1, places.shape[1:])

@@ -20,6 +20,8 @@ from phases.cognate.state import State
 from phases.cognate.titan import Segment, TinyTitan, at_step
 from phases.quietstar.attention import Block, attend, blocks
 
+_ROOM = 16  # tokens of a thought that there is room for at first
+
 
 class Seen(Protocol):
     """The window of a text, as far as what comes behind it is concerned."""
@@ -95,10 +97,8 @@ class Thoughts:
             k, v = torch.where(running, k, k_then), torch.where(running, v, v_then)
         if (step, layer) not in self._own:
             self._prefix[step, layer] = self.stage.window.seen(step, layer)
-            self._own[step, layer] = k, v
-        else:
-            k_own, v_own = self._own[step, layer]
-            self._own[step, layer] = torch.cat([k_own, k], dim=3), torch.cat([v_own, v], dim=3)
+        before = self._own.get((step, layer))
+        self._own[step, layer] = (k, v) if before is None else (longer(before[0], k), longer(before[1], v))
         attended = self.merged(q, self._own[step, layer], self._prefix[step, layer])
         return attended.transpose(2, 3).flatten(0, 2).flatten(1)
 
@@ -126,3 +126,22 @@ class Thoughts:
         columns = self.reach.unsqueeze(-1) + torch.arange(1 - CONV_WIDTH, 0, device=inputs.device)  # (B, M, 3)
         rows = torch.arange(inputs.shape[0], device=inputs.device).view(-1, 1, 1)
         return inputs[rows, columns.clamp_min(0)] * (columns >= 0).unsqueeze(-1)
+
+
+def longer(cache: Tensor, new: Tensor) -> Tensor:
+    """Return `new` (..., A, K) behind `cache` (..., C, K). Without a graph there is room behind it, used in place.
+
+    Room doubles when it is full, so that a token's cost does not grow with those before it. The caller may not use
+    `cache` again.
+    """
+    if torch.is_grad_enabled() and (cache.requires_grad or new.requires_grad):
+        return torch.cat([cache, new], dim=-2)
+    length, wanted = cache.shape[-2], cache.shape[-2] + new.shape[-2]
+    room = cache.stride(-3) // cache.shape[-1]
+    if cache.stride(-2) != cache.shape[-1] or room < wanted:
+        grown = cache.new_empty(*cache.shape[:-2], max(_ROOM, 2 * wanted), cache.shape[-1])
+        grown[..., :length, :] = cache
+        cache = grown[..., :length, :]
+    whole = cache.as_strided((*cache.shape[:-2], wanted, cache.shape[-1]), cache.stride())
+    whole[..., length:, :] = new
+    return whole

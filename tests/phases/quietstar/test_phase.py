@@ -146,6 +146,8 @@ def test_a_curriculum_of_growing_thoughts_is_refused() -> None:
         ((0.02, 0.01, 0.03), 2.5, True, ["Thoughts help"]),
         ((0.02, -0.01, 0.05), 2.5, False, ["do not help", "`--think auto` does not think"]),
         ((0.02, 0.01, 0.03), 2.3, True, ["Thoughts help", "No gain over training without thoughts"]),
+        ((0.0002, 0.0001, 0.0003), 2.5, True, ["do not help"]),
+        ((-0.02, 0.01, 0.03), 2.5, True, ["Thoughts help", "What they say does not matter"]),
     ],
 )
 def test_the_verdict_says_whether_it_was_worth_it(
