@@ -19,7 +19,7 @@ from phases import modeldir, rundir, storage
 from phases.bitnet.api import BitNetModel, validate_bitnet_performance
 from phases.bitnet.archive import to_bytes
 from phases.bitnet.calibrate import Statistics, collect, thresholds
-from phases.bitnet.config import BitNetConfig
+from phases.bitnet.config import BitNetConfig, HeldOutConfig
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.packed import PackedModel, pack
 from phases.bitnet.probes import quality_of
@@ -137,7 +137,7 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
     export(packed, storage.join(run, FOLDER), exact=config.exact)
     stored = dict(model.state_dict()) | {name: matrix.dequantise() for name, matrix in model.quantised().items()}
     ref = _save(storage.join(run, MODEL), stored, loaded, parent, config, seed)
-    thinking = _carried(files, parent, torch.from_numpy(rows), seed)
+    thinking = _carried(files, parent, config, seed)
     verdict = validate_bitnet_performance(BitNetModel(model, loaded.tokenizer), rows)
     storage.write_json(storage.join(run, FOLDER, VERDICT), verdict)
     claims = _claims(files, fair, packed, config) + (_thinking_claims(files, parent, config) if thinking else [])
@@ -206,20 +206,27 @@ def _claims(files: RunFiles, fair: Job, packed: PackedModel, config: BitNetConfi
     ]
 
 
-def _carried(files: RunFiles, parent: ModelRef, rows: Tensor, seed: int) -> dict[str, ModelRef]:
+def _thinking_text(config: BitNetConfig) -> HeldOutConfig:
+    """Return how much text thoughts are measured on: a quarter, for each token costs several."""
+    tokens = max(64, config.held_out.tokens // 4)
+    return config.held_out.model_copy(update={"tokens": tokens})
+
+
+def _carried(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int) -> dict[str, ModelRef]:
     """Give the phase's model what its parent thinks with, if that thinks; return the reference of these parts."""
     if not can_think(files.path(parent.uri)):
         return {}
-    lineage = modeldir.Lineage(phase="bitnet", seed=seed, config={"thinking": parent.uri})
-    token_bytes = Corpus.of_run(files.uri).token_bytes
-    ref = carry_thinking(files.path(parent.uri), files.path(MODEL), rows, token_bytes, lineage)
+    lineage, corpus = modeldir.Lineage(phase="bitnet", seed=seed), Corpus.of_run(files.uri)
+    rows = torch.from_numpy(streams(corpus, "validation", _thinking_text(config)))
+    ref = carry_thinking(files.path(parent.uri), files.path(MODEL), rows, corpus.token_bytes, lineage)
     return {"thinking": ref.model_copy(update={"uri": f"{MODEL}/{THINKING}"})}
 
 
 def _thinking_claims(files: RunFiles, parent: ModelRef, config: BitNetConfig) -> list[Claim]:
     def gain(model: str) -> Probe:
-        held_out = {"split": "test", "tokens": config.held_out.tokens, "parts": config.held_out.streams}
-        return Probe(name="bitnet/thinking_gain", arguments={"model": model, **held_out})
+        text = _thinking_text(config)
+        arguments = {"model": model, "split": "test", "tokens": text.tokens, "parts": text.streams}
+        return Probe(name="bitnet/thinking_gain", arguments=dict(arguments))
 
     before = Baseline(what="the full-precision parent", value=measure(files, gain(parent.uri)).value)
     unit = "bits per byte saved by thoughts"

@@ -18,6 +18,9 @@ from phases.corpus.config import CorpusConfig
 from phases.corpus.prepare import prepare
 from phases.errors import ArtifactError
 from phases.probes import RunFiles, measure
+from phases.quietstar.config import ThoughtConfig
+from phases.quietstar.loading import load_thinker, save_thinking
+from phases.quietstar.thinker import Thinker
 from phases.training.config import TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -79,6 +82,7 @@ def test_phase_hands_on_what_the_file_holds(run: str, parent: ModelRef) -> None:
         assert measure(RunFiles(run), made.probe).value == pytest.approx(made.value, abs=made.tolerance + 1e-12)
     names = ("original_size_mb", "compressed_size_mb", "compression_ratio", "accuracy_retention", "memory_reduction")
     assert all(result.metrics[f"bitnet/{name}"] > 0 for name in names)
+    assert (result.notes, "thinking" in result.models) == ((), False)
     assert result.model is not None
     handed = load_model(files.path(result.model.uri), result.model.sha256).model
     assert torch.equal(handed.blocks[0].qkv.weight.unique().sign().unique(), torch.tensor([-1.0, 0.0, 1.0]))
@@ -108,3 +112,24 @@ def test_a_finished_job_is_not_run_again(run: str, parent: ModelRef) -> None:
     for job in jobs(parent, CONFIG):
         train(job, run, CONFIG, 1, state=None, save=lambda state: None, on_step=steps.append)
     assert steps == []
+
+
+def test_a_parent_that_thinks_goes_on_thinking_and_no_exported_file_does(run: str, parent: ModelRef) -> None:
+    uri = storage.join(run, "thinking_parent")
+    modeldir.copy_model(storage.join(run, parent.uri), uri)
+    thinker = Thinker(load_model(uri).model, ThoughtConfig(parallel=1, length=3, lookahead=2))
+    torch.nn.init.normal_(thinker.mixing.layers[-1].weight)
+    lineage = modeldir.Lineage(phase="quietstar", seed=0)
+    tokenizer = modeldir.load_tokenizer_json(uri)
+    save_thinking(uri, thinker, tokenizer=tokenizer, lineage=lineage, entropy_threshold=1.0, helps=True)
+    thoughtful = parent.model_copy(update={"uri": "thinking_parent"})
+    do(run, thoughtful)
+    result = finish(RunFiles(run), thoughtful, CONFIG, 1, datetime.now(UTC))
+    assert result.models["thinking"].uri == f"{FOLDER}/model/thinking"
+    assert result.notes == (f"{ONNX} and {ARCHIVE} hold the model without its thoughts; {FOLDER}/model thinks.",)
+    handed = load_thinker(storage.join(run, f"{FOLDER}/model")).thinker
+    assert torch.equal(handed.mixing.layers[-1].weight, thinker.mixing.layers[-1].weight)
+    assert handed.model.blocks[0].qkv.weight[0].unique().numel() == 3
+    (gain,) = [made for made in result.claims if made.key == "bitnet/thinking_gain"]
+    assert gain.baseline is not None
+    assert measure(RunFiles(run), gain.probe).value == pytest.approx(gain.value, abs=gain.tolerance)
