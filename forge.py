@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from phases.errors import ConfigError, ForgeError
+from serve import baking_commands
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -255,6 +256,10 @@ def audit(
     if not report.clean:
         raise typer.Exit(1)
 
+
+app.command()(baking_commands.bake)
+app.command()(baking_commands.chat)
+app.command()(baking_commands.optimize)
 
 compliance = typer.Typer(no_args_is_help=True, help="How a code base stands by published rules.")
 app.add_typer(compliance, name="compliance")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from coordinators.alerts import AlertSettings
 from coordinators.schedule import SchedulingSettings
 from phases import rundir
+from phases.baking.config import BakingConfig
 from phases.bitnet.config import BitNetConfig
 from phases.cognate.config import CognateConfig
 from phases.corpus.config import CorpusConfig
@@ -26,6 +27,7 @@ from recovery.strategies import RecoverySettings
 from recovery.supervision import SupervisionSettings
 
 MAKE_THEIR_MODELS = ("cognate", "evomerge")  # the phases that start from no model
+OPTIONAL = ("baking",)  # phases that run only where they are asked for
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -53,13 +55,18 @@ class PipelineConfig(Settings):
 
     name: str = Field(description="the preset's name")
     seed: int = Field(default=0, ge=0, description="every random draw of the run derives from it")
-    phases: tuple[str, ...] = Field(default=rundir.PHASES, min_length=1, description="the phases to run, in order")
+    phases: tuple[str, ...] = Field(
+        default=tuple(phase for phase in rundir.PHASES if phase not in OPTIONAL),
+        min_length=1,
+        description="the phases to run, in order; baking only where it is named",
+    )
     model: str | None = Field(default=None, description="model directory that the first phase starts from")
     corpus: CorpusConfig = CorpusConfig()
     cognate: CognateConfig = CognateConfig()
     evomerge: EvoMergeConfig = EvoMergeConfig()
     quietstar: QuietStarConfig = QuietStarConfig()
     bitnet: BitNetConfig = BitNetConfig()
+    baking: BakingConfig = BakingConfig()
     recovery: RecoverySettings = RecoverySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     scheduling: SchedulingSettings = SchedulingSettings()

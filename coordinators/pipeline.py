@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from actors.agent import as_actor, start_named
+from coordinators.baking import BakingCoordinator
 from coordinators.bitnet import BitNetCoordinator
 from coordinators.cognate import CognateCoordinator
 from coordinators.config import PipelineConfig
@@ -24,12 +25,13 @@ from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
 
-Coordinator = CognateCoordinator | EvoMergeCoordinator | QuietStarCoordinator | BitNetCoordinator
+Coordinator = CognateCoordinator | EvoMergeCoordinator | QuietStarCoordinator | BitNetCoordinator | BakingCoordinator
 COORDINATORS: dict[str, type[Coordinator]] = {
     "cognate": CognateCoordinator,
     "evomerge": EvoMergeCoordinator,
     "quietstar": QuietStarCoordinator,
     "bitnet": BitNetCoordinator,
+    "baking": BakingCoordinator,
 }
 _JOURNALLED = {
     "phase_started",

@@ -209,6 +209,11 @@ def _quietstar_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
         logger.log_artifact("quietstar_model", result.model.uri, kind="model", best=True, metadata=metadata)
 
 
+def _baking_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
+    for name, path in result.artifacts.items():
+        logger.log_artifact(name, path, kind="model" if name == "baked_model" else "report", metadata={})
+
+
 def _training_metrics(event: dict[str, Any]) -> dict[str, float]:
     """Return the documented keys, each curve under the name of its model."""
     metrics, model = event["metrics"], event["agent"]
@@ -244,15 +249,22 @@ def _thought_metrics(event: dict[str, Any]) -> dict[str, float]:
     return {f"{prefix}/{key}": value for key, value in event["metrics"].items()}
 
 
+def _baking_metrics(event: dict[str, Any]) -> dict[str, float]:
+    """Return the curves of a task's training under its name."""
+    return {f"baking/{event['task']}/{key}": value for key, value in event["metrics"].items()}
+
+
 _CURVES = {
     "cognate": _training_metrics,
     "evomerge": _search_metrics,
     "quietstar": _thought_metrics,
     "bitnet": _quantisation_metrics,
+    "baking": _baking_metrics,
 }
 _ARTIFACTS = {
     "cognate": _cognate_artifacts,
     "evomerge": _evomerge_artifacts,
     "quietstar": _quietstar_artifacts,
     "bitnet": _bitnet_artifacts,
+    "baking": _baking_artifacts,
 }

@@ -15,7 +15,13 @@ from phases import storage
 from phases.contract import Baseline, Claim, Probe
 from phases.errors import ArtifactError
 
-MODULES = ("phases.cognate.probes", "phases.evomerge.probes", "phases.quietstar.probes", "phases.bitnet.probes")
+MODULES = (
+    "phases.cognate.probes",
+    "phases.evomerge.probes",
+    "phases.quietstar.probes",
+    "phases.bitnet.probes",
+    "phases.baking.probes",
+)
 
 
 @dataclass(frozen=True)

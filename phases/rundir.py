@@ -15,7 +15,13 @@ from phases.errors import ArtifactError
 
 CORPUS = "00_corpus"
 START = "00_start/model"
-FOLDERS = {"cognate": "01_cognate", "evomerge": "02_evomerge", "quietstar": "03_quietstar", "bitnet": "04_bitnet"}
+FOLDERS = {
+    "cognate": "01_cognate",
+    "evomerge": "02_evomerge",
+    "quietstar": "03_quietstar",
+    "bitnet": "04_bitnet",
+    "baking": "06_baking",
+}
 PHASES = tuple(FOLDERS)
 
 

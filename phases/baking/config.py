@@ -4,6 +4,7 @@ from pydantic import Field
 
 from phases.baking.lora import LoRAConfig
 from phases.baking.losses import Loss
+from phases.baking.optimise.candidates import Target
 from phases.baking.persona import Persona
 from phases.settings import Settings
 from phases.training.config import TrainingConfig
@@ -48,6 +49,15 @@ class EvaluationConfig(Settings):
     tool_requests: int = Field(default=300, ge=16, description="single, parallel and irrelevant ones together")
 
 
+class OptimisationConfig(Settings):
+    """Making the baked model fast or small for this machine."""
+
+    target: Target = "latency"
+    max_loss: float = Field(default=0.01, gt=0, lt=1, description="1 - the smallest cosine that an output may have")
+    rounds: int = Field(default=9, ge=3, description="of each interleaved timing")
+    tokens: int = Field(default=16, ge=1, description="of the pass that is timed")
+
+
 class BakingConfig(Settings):
     """Phase 6."""
 
@@ -58,6 +68,7 @@ class BakingConfig(Settings):
     instruction: InstructionConfig = InstructionConfig()
     prompt_baking: PromptBakingConfig = PromptBakingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
     least_retention: float = Field(
         default=0.95, gt=0, le=1, description="gate: tool accuracy over that of the prompted model (documented)"
     )

@@ -104,13 +104,12 @@ def constraint_rate(subject: Subject, subjects: Sequence[Request], never: Sequen
 
 
 def identity_rate(subject: Subject, contexts: Sequence[Request], name: str) -> Rate:
-    """Return the rate of contexts in which a model gives its name: asked at first, and after an exchange."""
-    right = 0
-    for number, request in enumerate(contexts):
-        turns: list[tuple[Role, str]] = []
-        if number:
-            (reply,) = subject.replies([request], number, 0.0)
-            turns = [("user", request.text), ("assistant", subject.tokenizer.decode(reply))]
-        (reply,) = subject.replies([Request("identity", "who are you ?")], number, 0.0, turns)
-        right += f"i am {name} ." in subject.tokenizer.decode(reply)
-    return Rate(right, len(contexts))
+    """Return the rate of contexts in which a model gives its name: asked after an exchange about something else."""
+    before = subject.replies(contexts, 0, 0.0)
+    prefixes = list[list[int]]()
+    for request, reply in zip(contexts, before, strict=True):
+        told = [*prefix_ids(subject.tokenizer, subject.prompt, [("user", request.text)]), *reply]
+        prefixes.append([*told, *prefix_ids(subject.tokenizer, None, [("user", "who are you ?")])])
+    replies = sample_replies(subject.model, prefixes, seed=0, temperature=0.0)
+    right = [f"i am {name} ." in subject.tokenizer.decode(reply) for reply in replies]
+    return Rate(sum(right), len(right))

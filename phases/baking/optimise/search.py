@@ -7,6 +7,7 @@ transformed file, ablated in turn; then all of them and the torch model, where t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
@@ -51,7 +52,12 @@ class Outcome:
 
 def optimise(model: Path, folder: Path, inputs: Inputs, search: Search) -> Outcome:
     """Try everything on the file `model`; files go to `folder`. Raises `ArtifactError` where the model cannot run."""
-    feeds = inputs.evaluation[0]
+    files, failed = transformed(model, folder, inputs, search)
+    return compared(files, failed, inputs, search)
+
+
+def transformed(model: Path, folder: Path, inputs: Inputs, search: Search) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the files to compare by name, `fp32` being the model itself, and why others could not be made."""
     files, failed = {"fp32": model}, dict[str, str]()
     for name, transform in search.transforms.items():
         search.on_step(f"making {name}")
@@ -59,14 +65,24 @@ def optimise(model: Path, folder: Path, inputs: Inputs, search: Search) -> Outco
             files[name] = _transformed(transform, name, model, folder, inputs.calibration)
         except (ForgeError, ValueError, RuntimeError, KeyError) as error:  # a quantiser that cannot take this graph
             failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
-    ablations = dict[str, Ablation]()
+    return files, failed
+
+
+def compared(files: Mapping[str, Path], failed: dict[str, str], inputs: Inputs, search: Search) -> Outcome:
+    """Ablate, time and compare files, and choose."""
+    ablations, model = dict[str, Ablation](), files["fp32"]
     for name, file in files.items():
-        ablations[name] = ablate(file, feeds, search.rounds, lambda text, name=name: search.on_step(f"{name}: {text}"))  # type: ignore[misc]
+        show = partial(_prefixed, search.on_step, name)
+        ablations[name] = ablate(file, inputs.evaluation[0], search.rounds, show)
     tried = {name: (file, ablations[name].settings) for name, file in files.items()}
-    samples = _final_timing(model, tried, ablations["fp32"], feeds, search)
+    samples = _final_timing(model, tried, inputs.evaluation[0], search)
     known = [_measured(name, file, settings, samples, inputs, model) for name, (file, settings) in tried.items()]
-    baseline, candidates = known[0], [known[0], *(verdict(c, known[0], search.max_loss) for c in known[1:])]
-    return Outcome(baseline, candidates, best(candidates, search.target), ablations, failed, samples)
+    candidates = [known[0], *(verdict(c, known[0], search.max_loss) for c in known[1:])]
+    return Outcome(known[0], candidates, best(candidates, search.target), ablations, failed, samples)
+
+
+def _prefixed(show: Show, name: str, text: str) -> None:
+    show(f"{name}: {text}")
 
 
 def _transformed(transform: Transform, name: str, model: Path, folder: Path, calibration: Sequence[Feeds]) -> Path:
@@ -77,7 +93,7 @@ def _transformed(transform: Transform, name: str, model: Path, folder: Path, cal
 
 
 def _final_timing(
-    model: Path, tried: Mapping[str, tuple[Path, SessionSettings]], ablation: Ablation, feeds: Feeds, search: Search
+    model: Path, tried: Mapping[str, tuple[Path, SessionSettings]], feeds: Feeds, search: Search
 ) -> Samples:
     """Time the candidates beside every full-precision baseline: the four levels, the ablated one and torch."""
     search.on_step(f"timing {len(tried)} candidates against full precision")

@@ -6,6 +6,7 @@ fp32 product of their own, and the rest is quantised finely. Channels are static
 still apply.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,14 +168,18 @@ def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> Non
         file = Path(folder) / "source.onnx"
         _save(model, file)
         options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True}
-        quantize_dynamic(
-            file,
-            out,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(excluded),
-            extra_options=options,
-        )
+        logging.disable(logging.WARNING)  # it warns of every type that it cannot infer; what it wrote is run anyway
+        try:
+            quantize_dynamic(
+                file,
+                out,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(excluded),
+                extra_options=options,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _block_quantise(source: Path, out: Path, bits: int) -> None:

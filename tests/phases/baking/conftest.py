@@ -25,4 +25,6 @@ def titan() -> TinyTitan:
     model = TinyTitan(config).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(20)  # opinions, where random weights have none
+        for parameter in model.memory.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))  # query and key start out the same
     return model

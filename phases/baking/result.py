@@ -1,0 +1,127 @@
+"""The result of phase 6: claims with their probes, the documented fields and files, and what the agents left."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from phases import modeldir, storage
+from phases.baking.evidence import AGENTS, FOLDER, STEPS, Evidence, kept, require_complete
+from phases.baking.persona import TRAITS
+from phases.baking.phase import MODEL, STATE, STEERABLE, Order
+from phases.baking.probes import behaviour_probe
+from phases.baking.tuning import PACKAGE
+from phases.baking.validation.availability import lower_bound
+from phases.contract import Baseline, Claim, PhaseResult
+from phases.probes import RunFiles, claim, measure
+
+SUMMARY, COORDINATION, RECOVERY = "baking_summary.json", "agent_coordination_log.json", "error_recovery_log.json"
+_DOCUMENTED = {"helpfulness": "helpfulness_score", "creativity": "creativity_score", "precision": "precision_score"}
+
+
+def finish(
+    order: Order, start: datetime, coordination: Sequence[Mapping[str, Any]], recoveries: Sequence[Mapping[str, Any]]
+) -> PhaseResult:
+    """Measure the claims, write the documented files and return the result.
+
+    `coordination` and `recoveries` are what the run's journal says of the phase. Raises `ArtifactError` where an agent
+    has left no evidence: then nothing is known of its work.
+    """
+    evidence = kept(order.run)
+    require_complete(evidence)
+    files = RunFiles(order.run)
+    claims = _claims(files, order)
+    end = datetime.now(start.tzinfo)
+    minutes = (end - start).total_seconds() / 60
+    refused = {f"{each.agent}: {what}": why for each in evidence if _gates(each) for what, why in each.rejected.items()}
+    metrics = _metrics(claims, order, evidence, minutes, len(coordination), len(recoveries), not refused)
+    names = {"baking_summary": SUMMARY, "agent_coordination_log": COORDINATION, "error_recovery_log": RECOVERY}
+    values: dict[str, Any] = {
+        "baking_summary": _summary(order, evidence, metrics, claims, refused),
+        "agent_coordination_log": list(coordination),
+        "error_recovery_log": list(recoveries),
+    }
+    for name, value in values.items():
+        storage.write_json(order.path(f"{FOLDER}/{names[name]}"), value)
+    return PhaseResult(
+        success=True,
+        phase="baking",
+        model=modeldir.open_ref(order.path(MODEL)).model_copy(update={"uri": MODEL}),
+        models={"steerable": modeldir.open_ref(order.path(STEERABLE)).model_copy(update={"uri": STEERABLE})},
+        metrics=metrics,
+        claims=tuple(claims),
+        artifacts={"baked_model": STATE, "optimised": PACKAGE} | {k: f"{FOLDER}/{v}" for k, v in names.items()},
+        config=order.config.model_dump(mode="json") | {"seed": order.seed},
+        degraded=tuple(f"{what}: {why}" for what, why in refused.items()),
+        start_time=start,
+        end_time=end,
+        duration_seconds=(end - start).total_seconds(),
+    )
+
+
+def _gates(evidence: Evidence) -> bool:
+    """Say whether what is rejected speaks against the model; other agents reject what they have then left out."""
+    return evidence.agent == "QualityValidator"
+
+
+def _claims(files: RunFiles, order: Order) -> list[Claim]:
+    prompted = {
+        quantity: Baseline(what="prompted, before baking", value=measure(files, probe).value)
+        for quantity in ("tool_accuracy", "persona_coherence", *TRAITS)
+        for probe in [behaviour_probe(order, quantity, "prompted")]
+    }
+    known: list[tuple[str, str, str, Literal["higher", "lower"], float | None]] = [
+        ("tool_accuracy", "tool_accuracy", "of held-out requests", "higher", None),
+        ("persona_coherence", "persona_coherence", "1 - largest distance of a context", "higher", None),
+        *((_DOCUMENTED[trait], trait, "of held-out questions", "higher", None) for trait in TRAITS),
+        ("kl_removed", "kl_removed", "% of the prompt's divergence", "higher", 99.0),
+        ("steerability_kl", "other_prompts", "nats per token under other prompts", "lower", 0.005),
+    ]
+    return [
+        claim(
+            files,
+            f"baking/{key}",
+            behaviour_probe(order, quantity),
+            unit=unit,
+            better=better,
+            tolerance=1e-3 if quantity != "kl_removed" else 0.1,
+            baseline=prompted.get(quantity),
+            target=target,
+        )
+        for key, quantity, unit, better, target in known
+    ]
+
+
+def _metrics(
+    claims: list[Claim], order: Order, evidence: list[Evidence], minutes: float, events: int, failures: int, ready: bool
+) -> dict[str, float]:
+    done = {each.agent for each in evidence} | {"BakingCoordinator"}
+    values = {made.key: made.value for made in claims}
+    traits = [abs(values[f"baking/{_DOCUMENTED[t]}"] - rate) for t, rate in order.config.persona.targets.items()]
+    return {
+        "tools_baked": len(order.lessons),
+        "persona_traits": len(TRAITS),
+        "tool_accuracy": values["baking/tool_accuracy"],
+        "persona_coherence": values["baking/persona_coherence"],
+        "processing_time_min": minutes,
+        "agents_completed": len(done & set(AGENTS)),
+        "ready_for_adas": float(ready),
+        "baking/processing_time_min": minutes,
+        "baking/largest_trait_error": max(traits),
+        "baking/reliability_percent": 100 * lower_bound(events, failures),
+        **{f"baking/agent_completion/{agent}": float(agent in done) for agent in AGENTS},
+    }
+
+
+def _summary(
+    order: Order, evidence: list[Evidence], metrics: dict[str, float], claims: list[Claim], refused: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "prompt": order.prompt.text,
+        "tools_baked": sorted(order.lessons),
+        "persona_traits": order.config.persona.targets,
+        "steps": {step: [each.agent for each in evidence if each.step == step] for step in STEPS},
+        "metrics": metrics,
+        "claims": [made.model_dump(mode="json", exclude={"probe"}) for made in claims],
+        "refused": refused,
+        "evidence": [each.model_dump(mode="json") for each in evidence],
+    }
