@@ -30,6 +30,7 @@ from phases.training.config import TrainingConfig
 from phases.training.loop import train
 
 PERSONA = Persona()
+TRAJECTORIES = 3000
 PROMPT = Prompt.of(PERSONA, tuple(LESSONS))
 _WAYS: dict[str, dict[str, Any]] = {
     "": {},
@@ -80,7 +81,7 @@ class Base:
 def run(quick: bool) -> list[Figure]:
     """Measure on one thread. Quick: one seed, trained for fewer steps."""
     with torch_threads(1):
-        return _figures(range(1 if quick else 5), 900 if quick else 1600, 200 if quick else 500)
+        return _figures(range(1 if quick else 5), 900 if quick else 1500, 200 if quick else 500)
 
 
 def nano(tokenizer: Tokenizer, seed: int) -> TinyTitan:
@@ -127,9 +128,9 @@ def _figures(seeds: Sequence[int], steps: int, size: int) -> list[Figure]:
         before = divergence(base.model, base.model, base.held_out)
         prompted.append(base.measure(base.model, PROMPT, before))
         progress(f"seed {seed}: unprompted {before:.3f} nats away; prompted, {_line(prompted[-1])}")
-        asked = draw_requests(LESSONS, "baking", 3 * size, seed)
+        asked = draw_requests(LESSONS, "baking", TRAJECTORIES, seed)
         examples = baking_examples(base.model, base.tokenizer, PROMPT, asked, seed)
-        retained = retention_examples(base.model, base.tokenizer, LESSONS, asked[:size], PROMPT, seed)
+        retained = retention_examples(base.model, base.tokenizer, LESSONS, asked[: TRAJECTORIES // 3], PROMPT, seed)
         for way, changes in _WAYS.items():
             config = PromptBakingConfig().model_copy(update=changes)
             baked = bake(copy.deepcopy(base.model), examples, retained, config, seed).plain()

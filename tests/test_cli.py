@@ -21,7 +21,7 @@ def forge(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 COMMANDS = ["run", "resume", "status", "report", "verify", "phase", "merge", "generate", "serve", "bench"]
-COMMANDS += ["quantize", "audit", "compliance"]
+COMMANDS += ["quantize", "audit", "compliance", "bake", "chat", "optimize"]
 
 
 def test_help_names_every_command() -> None:
@@ -50,6 +50,14 @@ def test_help_names_every_command() -> None:
         (("quantize", "/nowhere", "out"), "/nowhere"),
         (("quantize", "/nowhere", "out", "--format", "onyx"), "choose one of onnx, gguf, torch, archive"),
         (("audit", "/nowhere"), "/nowhere"),
+        (("bake", "/nowhere", "out"), "/nowhere"),
+        (("bake", "/nowhere", "docs"), "exists already"),
+        (("bake", "/nowhere", "out", "--strength", "3"), "--strength = 3"),
+        (("bake", "/nowhere", "out", "--persona", "/nowhere.yaml"), "persona = '/nowhere.yaml': cannot be read"),
+        (("chat", "/nowhere", "--say", " "), "is empty"),
+        (("optimize", "/nowhere.onnx", "out"), "neither a model directory nor an ONNX file"),
+        (("optimize", "/nowhere.onnx", "out", "--target", "beauty"), "choose latency, size or memory"),
+        (("optimize", "/nowhere.onnx", "out", "--size", "batch"), "AXIS=N"),
         (("compliance", "pot10", "/nowhere"), "/nowhere"),
     ],
 )

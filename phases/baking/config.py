@@ -37,7 +37,7 @@ class PromptBakingConfig(Settings):
     )
     lora: LoRAConfig = LoRAConfig()
     loss: Loss = "forward_kl"
-    trajectories: int = Field(default=1500, ge=8, description="replies sampled from the prompted teacher")
+    trajectories: int = Field(default=3000, ge=8, description="replies sampled from the prompted teacher")
     retention: float = Field(default=0.25, ge=0, lt=1, description="share of a batch that keeps other prompts working")
     strength: float = Field(default=1.0, gt=0, le=2, description="s in W + s * BA when merged")
 
