@@ -31,13 +31,14 @@ def assemble(thoughts: Tensor, lengths: Tensor, coming: Tensor) -> Tensor:
 def talking(outputs: Tensor, lengths: Tensor, lookahead: int) -> Tensor:
     """Return those of a chain's `outputs` (B, M, L, D) that predict the coming text, (B, M, A, D)."""
     places = lengths.unsqueeze(-1) + 1 + torch.arange(lookahead, device=outputs.device)
-    return rows_at(outputs.flatten(0, 1), places.flatten(0, 1)).unflatten(0, outputs.shape[:2])
+    found = rows_at(outputs.flatten(0, 1), places.flatten(0, 1))
+    return found.view(*outputs.shape[:2], *found.shape[1:])
 
 
 def rows_at(values: Tensor, places: Tensor) -> Tensor:
     """Return what `values` (N, L, D) has at `places` (N, A), (N, A, D); as whole rows, whose gradient is quick."""
     first = torch.arange(values.shape[0], device=values.device).unsqueeze(1) * values.shape[1]
-    return values.flatten(0, 1).index_select(0, (first + places).flatten()).unflatten(0, places.shape)
+    return values.flatten(0, 1).index_select(0, (first + places).flatten()).view(*places.shape, -1)
 
 
 def coming_text(rows: Tensor, positions: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:

@@ -237,4 +237,4 @@ def _at_places(values: Tensor, positions: Tensor, lookahead: int) -> Tensor:
     """Return what `values` (B, T, X) has at `positions` (B, P) and the lookahead behind them, (B, P, A, X)."""
     places = positions.unsqueeze(-1) + torch.arange(lookahead, device=positions.device)
     found = rows_at(values, places.clamp_max(values.shape[1] - 1).flatten(1))
-    return found.unflatten(1, places.shape[1:])
+    return found.view(*places.shape, -1)
