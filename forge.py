@@ -4,6 +4,7 @@ Commands print for people, or one JSON object with `--json`. Errors that a perso
 traceback. The exit code is 0 only on success. Heavy imports happen inside the commands, so that `--help` is quick.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -391,7 +392,8 @@ def bench(
         return
     if name not in benchmarks:
         raise ConfigError.of("benchmark", name, "not known", f"choose one of {', '.join(benchmarks)}")
-    result = execute(name, quick=quick, out=out, faults=faults, seed=seed)
+    with contextlib.redirect_stdout(sys.stderr):  # Tune reports there what is not a figure
+        result = execute(name, quick=quick, out=out, faults=faults, seed=seed)
     _print_json(result.model_dump(mode="json")) if as_json else _show_figures(result)
     if not result.ok:
         raise typer.Exit(1)

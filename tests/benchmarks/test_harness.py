@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forge
 from benchmarks import harness
 from benchmarks.harness import Figure, bootstrap, discover, execute, interleave, machine, peak_rss, ratio_figure
 from phases.errors import ConfigError, ForgeError
@@ -96,6 +97,23 @@ def test_report_and_samples_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert set(data["machine"]) == {"cpu", "cores", "isa", "gpu", "load"}
     keys = {"key", "value", "unit", "better", "goal", "ok", "baseline", "samples", "low", "high"}
     assert set(data["figures"][0]) == keys
+
+
+def test_json_is_all_that_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(quick: bool) -> list[Figure]:
+        print("a library reports")
+        return [Figure(key="speed", value=3.0, unit="x", better="higher")]
+
+    module = types.ModuleType("benchmarks.sample")
+    module.__dict__["run"] = run
+    monkeypatch.setattr(harness, "discover", lambda: {"sample": "A sample."})
+    monkeypatch.setitem(sys.modules, "benchmarks.sample", module)
+    forge.bench("sample", out=tmp_path, as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["bench"] == "sample"
+    assert "a library reports" in printed.err
 
 
 def test_unknown_benchmark_is_named() -> None:
