@@ -119,7 +119,10 @@ class Agent:
 
 
 def start_named(actor: Any, *arguments: Any) -> Any:
-    """Start an actor of `as_actor`, waiting for its name where an earlier incarnation is still dying."""
+    """Start an actor of `as_actor`, waiting for its name where an earlier incarnation is still dying.
+
+    It blocks for up to 20 s: coroutines call it in a thread.
+    """
     taken = retry_if_exception_type(ActorAlreadyExistsError)
     for attempt in Retrying(retry=taken, wait=wait_fixed(0.1), stop=stop_after_delay(20), reraise=True):
         with attempt:

@@ -41,6 +41,7 @@ _FEED_SECONDS = 1.0
 _FEED_KEPT = 10_000
 _PATIENCE_SECONDS, _START_SECONDS = 30.0, 300.0  # a worker of Ray starts slowly on a busy machine
 _LONGEST_PAUSE_SECONDS = 60.0
+_SLICES = 10
 _log = logging.getLogger(__name__)
 
 Timed = tuple[float, str, dict[str, Any]]  # when, kind and data of an event
@@ -176,8 +177,10 @@ class PipelineHealthMonitor:
         for name, method in methods.items():
             if name not in self._calls and hasattr(self._handles[name], method):
                 self._calls[name] = asyncio.ensure_future(getattr(self._handles[name], method).remote())
-        if self._calls:
-            await asyncio.wait(self._calls.values(), timeout=self.settings.answer_seconds)
+        waiting: set[asyncio.Future[Any]] = set(self._calls.values())
+        for _ in range(_SLICES):  # what this process itself is late by counts as one of them, however long it is
+            if waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=self.settings.answer_seconds / _SLICES)
 
     def _answer(self, name: str) -> dict[str, Any] | None:
         """Return what was answered, None where nothing was; a handle that failed is looked up again."""
