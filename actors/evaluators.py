@@ -67,6 +67,7 @@ class EvaluatorPool:
         self._busy.clear()
 
     def _start(self, actor: Any, job: _Job) -> None:
+        ray.wait([self._where[actor]], timeout=self._timeout)  # one that froze before could not be looked at
         hook("evaluator.send", job.candidate.generation, job.candidate.slot)
         job.attempts += 1
         job.started, job.stopped = time.monotonic(), False

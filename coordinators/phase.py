@@ -196,9 +196,8 @@ class PhaseCoordinator:
 
     async def _attempt(self, task: Task, learning_rate_factor: float) -> Any:
         hook("attempt", self.phase, task.id)
-        epoch = await asyncio.to_thread(
-            self.commits.begin, f"{self.phase}/{task.id}"
-        )  # others need not wait for the disk
+        # in a thread: others need not wait for the disk
+        epoch = await asyncio.to_thread(self.commits.begin, f"{self.phase}/{task.id}")
         self._busy.add(task.agent)
         follower: asyncio.Task[None] | None = None
         try:

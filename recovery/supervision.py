@@ -19,7 +19,7 @@ from phases.settings import Settings
 class SupervisionSettings(Settings):
     """Deadlines. They are generous: a false alarm costs a restart, and on a busy machine silence is common."""
 
-    poll_seconds: float = Field(default=0.5, gt=0, description="between two looks at an agent")
+    poll_seconds: float = Field(default=0.5, gt=0, description="between two looks at an agent's progress")
     beat_seconds: float = Field(default=0.5, gt=0, description="between two heartbeats of an agent")
     freeze_seconds: float = Field(
         default=0.95, gt=0, description="without an answer, its process stopped: hung; more than a missed beat"
