@@ -1,4 +1,4 @@
-"""The nucleus of many distributions without ordering any of them, compiled by Numba for the CPU.
+"""The nucleus of many distributions, and tokens drawn from it, without ordering any, compiled by Numba for the CPU.
 
 The mass of tokens is summed in bins by the leading bits of their probability, which are ordered as the values are. Only
 the bin in which the wanted mass is reached is looked into: a quickselect by mass parts its tokens around pivots. Two
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from phases.evomerge.methods.kernels import compiled
 
-Rows = npt.NDArray[np.float32]
+Rows = Row = npt.NDArray[np.float32]
+Bits, Sums = npt.NDArray[np.int32], npt.NDArray[np.float64]
 SHIFT = 19  # leaves eight bits of exponent and four of the mantissa: bins 1/16 to 1/31 of their values wide
 TOP = 0x3F800000 >> SHIFT  # the bin of 1.0
 BINS = 513  # down to 2^-32; the last one has all that is smaller
@@ -58,23 +59,57 @@ def least_that_reaches(here: Rows, count: int, top_p: float) -> np.float32:
 
 
 @compiled()
-def least_of_nucleus(p: Rows, top_p: float, least: Rows) -> None:
-    """Write to `least` (N,) the least probability in the smallest set of likeliest tokens with the mass `top_p`.
+def least_of_row(p: Row, bits: Bits, wanted: float, here: Row, mass: Sums) -> np.float32:
+    """Return the least probability in the smallest set of likeliest tokens of mass `wanted`, 0 where all have less.
 
-    `p` is (N, V). Where rounding leaves a row with less mass than that, all of it is the nucleus, and 0 is written.
+    `p` is (V,), `bits` the same as integers; `here` (V + 1,) and `mass` (BINS,) are room to work in.
     """
-    here, mass = np.empty(p.shape[1] + 1, np.float32), np.empty(BINS)
-    bits = p.view(np.int32)
+    mass[:] = 0.0
+    for j in range(len(p)):
+        mass[min(max(TOP - (bits[j] >> SHIFT), 0), BINS - 1)] += p[j]
+    above, where = 0.0, 0
+    while where < BINS - 1 and above + mass[where] < wanted:
+        above += mass[where]
+        where += 1
+    count = 0
+    for j in range(len(p)):
+        here[count] = p[j]
+        count += min(max(TOP - (bits[j] >> SHIFT), 0), BINS - 1) == where
+    return least_that_reaches(here, count, wanted - above)
+
+
+@compiled()
+def least_of_nucleus(p: Rows, top_p: float, least: Row) -> None:
+    """Write to `least` (N,) the least probability in the nucleus of each row of `p` (N, V), which have the mass 1.
+
+    Where rounding leaves a row with less than `top_p`, all of it is the nucleus, and 0 is written.
+    """
+    here, mass, bits = np.empty(p.shape[1] + 1, np.float32), np.empty(BINS), p.view(np.int32)
     for row in range(len(p)):
-        mass[:] = 0.0
+        least[row] = least_of_row(p[row], bits[row], top_p, here, mass)
+
+
+@compiled({"reassoc"})
+def mass_from(p: Row, least: np.float32) -> float:
+    """Return the mass of the tokens that have at least `least`."""
+    mass = 0.0
+    for j in range(len(p)):
+        mass += p[j] if p[j] >= least else np.float32(0.0)
+    return mass
+
+
+@compiled()
+def draw(p: Rows, top_p: float, uniform: Row, tokens: npt.NDArray[np.int64]) -> None:
+    """Write to `tokens` (N,) one token of the nucleus of each row of `p` (N, V), of any mass, by `uniform` (N,)."""
+    here, mass, bits = np.empty(p.shape[1] + 1, np.float32), np.empty(BINS), p.view(np.int32)
+    for row in range(len(p)):
+        least = np.float32(0.0)
+        if top_p < 1.0:
+            least = least_of_row(p[row], bits[row], top_p * mass_from(p[row], np.float32(0.0)), here, mass)
+        target, passed = uniform[row] * mass_from(p[row], least), 0.0
         for j in range(p.shape[1]):
-            mass[min(max(TOP - (bits[row, j] >> SHIFT), 0), BINS - 1)] += p[row, j]
-        above, wanted = 0.0, 0
-        while wanted < BINS - 1 and above + mass[wanted] < top_p:
-            above += mass[wanted]
-            wanted += 1
-        count = 0
-        for j in range(p.shape[1]):
-            here[count] = p[row, j]
-            count += min(max(TOP - (bits[row, j] >> SHIFT), 0), BINS - 1) == wanted
-        least[row] = least_that_reaches(here, count, top_p - above)
+            if p[row, j] >= least and p[row, j] > 0:
+                passed += p[row, j]
+                tokens[row] = j  # the last one where rounding leaves the target unreached
+                if passed > target:
+                    break

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from phases.corpus.special import SPECIAL_TOKENS
-from phases.quietstar.kernels import least_of_nucleus
+from phases.quietstar.kernels import draw, least_of_nucleus
 from phases.settings import Settings
 
 _CHUNK_BYTES = 1 << 25  # of logits that are held at once when scoring
@@ -35,10 +35,15 @@ def next_tokens(logits: Tensor, allowed: Tensor, config: SamplingConfig) -> Tens
     """Return a token for each row of `logits` (N, V), drawn with torch's own generator."""
     if config.temperature == 0:
         return logits.masked_fill(~allowed, -torch.inf).argmax(-1)
-    p = _probabilities(logits, allowed, config.temperature)
+    scaled = logits.float() if config.temperature == 1 else logits.float() / config.temperature
+    p = torch.softmax(scaled.index_fill(1, (~allowed).nonzero()[:, 0], -torch.inf), -1)
+    if p.device.type == "cpu":
+        tokens = torch.empty(len(p), dtype=torch.int64)
+        draw(p.numpy(), config.top_p, torch.rand(len(p)).numpy(), tokens.numpy())
+        return tokens
     p = p.masked_fill_(p < nucleus(p, config.top_p), 0)
     total = p.cumsum_(-1)
-    drawn = torch.rand(len(p), 1).to(p.device) * total[:, -1:]
+    drawn = torch.rand(len(p), 1).to(p.device) * total[:, -1:]  # from the CPU's generator, as everywhere
     # A draw of exactly the total, which rounding allows, would point behind the last token.
     return torch.searchsorted(total, torch.minimum(drawn, total[:, -1:].nextafter(drawn.new_zeros(())))).squeeze(-1)
 
@@ -82,7 +87,3 @@ def _log_probability(hidden: Tensor, head: Tensor, tokens: Tensor, allowed: Tens
         outside = (p < nucleus(p, config.top_p)) | ~allowed
         outside.scatter_(1, tokens.unsqueeze(1), False)  # rounding may put what was drawn just outside
     return torch.log_softmax(logits.masked_fill(outside, -torch.inf), -1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-
-
-def _probabilities(logits: Tensor, allowed: Tensor, temperature: float) -> Tensor:
-    return torch.softmax((logits.float() / temperature).masked_fill_(~allowed, -torch.inf), -1)

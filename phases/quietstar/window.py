@@ -64,7 +64,7 @@ class Thoughts:
         self._blocks: list[Block] = []
         self._prefix: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by step and layer
         self._own: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by step and layer, (B, M, H, C, K)
-        self._inputs: dict[int, Tensor] = {}  # by step, (B, M, 3 + C, D), those of the prefix before the thought's own
+        self._inputs: dict[int, Tensor] = {}  # by step, (B, M, 3 + A, D), of the latest tokens and three before them
 
     def read(self, model: TinyTitan, x: Tensor) -> Tensor:
         """Read the embedded tokens `x` (B, M, A, D) on and return their normalised outputs, in the same shape.
@@ -115,9 +115,8 @@ class Thoughts:
             running = self.active.view(*self.positions.shape, self._new, 1)
             new = torch.where(running, own, self._inputs[step - 1][:, :, -self._new :])
         before = self._inputs[step] if step in self._inputs else self._inputs_before(step)
-        self._inputs[step] = torch.cat([before, new], dim=2)
-        start = before.shape[2] - (CONV_WIDTH - 1)
-        back = [self._inputs[step][:, :, start + i : start + i + self._new] for i in range(CONV_WIDTH - 1)]
+        self._inputs[step] = torch.cat([before[:, :, 1 - CONV_WIDTH :], new], dim=2)
+        back = [self._inputs[step][:, :, i : i + self._new] for i in range(CONV_WIDTH - 1)]
         return [part.flatten(0, 2) for part in back] + [x]
 
     def _inputs_before(self, step: int) -> Tensor:

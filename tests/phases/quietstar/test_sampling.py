@@ -77,7 +77,7 @@ def test_scores_have_the_gradient_of_the_truncated_policy() -> None:
 def test_special_tokens_are_never_thought() -> None:
     torch.manual_seed(0)
     logits = torch.zeros(2000, 24)
-    logits[:, :16] = 10
+    logits[:, :16] = 1000
     for temperature in (0, 1):
         config = SamplingConfig(temperature=temperature)
         assert next_tokens(logits, thinkable(24), config).min() >= 16
