@@ -13,6 +13,7 @@ from phases.baking.tuning import PACKAGE
 from phases.baking.validation.availability import lower_bound
 from phases.contract import Baseline, Claim, PhaseResult
 from phases.probes import RunFiles, claim, measure
+from phases.quietstar.loading import can_think
 
 SUMMARY, COORDINATION, RECOVERY = "baking_summary.json", "agent_coordination_log.json", "error_recovery_log.json"
 _DOCUMENTED = {"helpfulness": "helpfulness_score", "creativity": "creativity_score", "precision": "precision_score"}
@@ -52,10 +53,16 @@ def finish(
         artifacts={"baked_model": STATE, "optimised": PACKAGE} | {k: f"{FOLDER}/{v}" for k, v in names.items()},
         config=order.config.model_dump(mode="json") | {"seed": order.seed},
         degraded=tuple(f"{what}: {why}" for what, why in refused.items()),
+        notes=_notes(order),
         start_time=start,
         end_time=end,
         duration_seconds=(end - start).total_seconds(),
     )
+
+
+def _notes(order: Order) -> tuple[str, ...]:
+    thinks = can_think(order.path(order.parent.uri))
+    return (f"The baked model does not think; {order.parent.uri}, which it was made of, does.",) if thinks else ()
 
 
 def _gates(evidence: Evidence) -> bool:
