@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from phases.evomerge.methods.kernels import compiled
 
-Rows = Row = npt.NDArray[np.float32]
-Bits, Sums = npt.NDArray[np.int32], npt.NDArray[np.float64]
+Rows = npt.NDArray[np.float32]
+Row = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.int32]
+Sums = npt.NDArray[np.float64]
 SHIFT = 19  # leaves eight bits of exponent and four of the mantissa: bins 1/16 to 1/31 of their values wide
 TOP = 0x3F800000 >> SHIFT  # the bin of 1.0
 BINS = 513  # down to 2^-32; the last one has all that is smaller
@@ -94,7 +96,7 @@ def mass_from(p: Row, least: np.float32) -> float:
     """Return the mass of the tokens that have at least `least`."""
     mass = 0.0
     for j in range(len(p)):
-        mass += p[j] if p[j] >= least else np.float32(0.0)
+        mass += np.float64(p[j]) if p[j] >= least else 0.0
     return mass
 
 
