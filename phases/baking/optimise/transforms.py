@@ -72,6 +72,14 @@ def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None
     _quantise(model, out, excluded)
 
 
+def int8_outliers_merged(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Quantise as `int8_outliers` does, after merging: what shares an input is then quantised once."""
+    with TemporaryDirectory() as folder:
+        merged = Path(folder) / "merged.onnx"
+        merge_products(source, merged, calibration)
+        int8_outliers(merged, out, calibration)
+
+
 def weights_8bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     """Store weights in 8 bits, blocks of 32; activations stay as they are."""
     _block_quantise(source, out, 8)
@@ -86,6 +94,7 @@ TRANSFORMS: dict[str, Transform] = {
     "merged": merge_products,
     "int8": int8_dynamic,
     "int8_outliers": int8_outliers,
+    "int8_outliers_merged": int8_outliers_merged,
     "weights_8bit": weights_8bit,
     "weights_4bit": weights_4bit,
 }
