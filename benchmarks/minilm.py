@@ -68,13 +68,11 @@ def weights(folder: Path | None) -> Weights:
 def write(path: Path, stored: Weights) -> None:
     """Write the encoder with mean pooling: ids and mask (B, S) to sentence embeddings (B, D)."""
     g = Graph()
-    places = g.op("Shape", "input_ids", start=1, end=2)
-    index = g.op("Range", g.constant(np.array(0)), g.op("Squeeze", places), g.constant(np.array(1)))
-    tables = {
-        name: g.store(f"{name}.table", stored[f"embeddings.{name}_embeddings.weight"]) for name in ("word", "position")
-    }
+    # A Slice and not a Gather over a Range, which the runtime's GatherToSliceFusion turns into a Slice that fails.
+    word, position = (g.store(f"{n}.table", stored[f"embeddings.{n}_embeddings.weight"]) for n in ("word", "position"))
+    places = g.op("Slice", position, g.ints(0), g.op("Shape", "input_ids", start=1, end=2), g.ints(0))
     kind = g.store("token_type", stored["embeddings.token_type_embeddings.weight"][0])
-    words = g.op("Add", g.op("Gather", tables["word"], "input_ids"), g.op("Gather", tables["position"], index))
+    words = g.op("Add", g.op("Gather", word, "input_ids"), places)
     x = _norm(g, stored, g.op("Add", words, kind), "embeddings")
     mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
     away = g.op("Mul", g.op("Sub", g.constant(np.array(1, np.float32)), mask), g.constant(np.array(-1e9, np.float32)))
