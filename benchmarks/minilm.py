@@ -68,7 +68,6 @@ def weights(folder: Path | None) -> Weights:
 def write(path: Path, stored: Weights) -> None:
     """Write the encoder with mean pooling: ids and mask (B, S) to sentence embeddings (B, D)."""
     g = Graph()
-    # A Slice and not a Gather over a Range, which the runtime's GatherToSliceFusion turns into a Slice that fails.
     word, position = (g.store(f"{n}.table", stored[f"embeddings.{n}_embeddings.weight"]) for n in ("word", "position"))
     places = g.op("Slice", position, g.ints(0), g.op("Shape", "input_ids", start=1, end=2), g.ints(0))
     kind = g.store("token_type", stored["embeddings.token_type_embeddings.weight"][0])

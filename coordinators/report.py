@@ -26,7 +26,13 @@ from phases.evomerge.search import read_search
 from phases.modeldir import folder_name
 from recovery.journal import Journal
 
-_TITLES = {"cognate": "Cognate", "evomerge": "EvoMerge", "quietstar": "Quiet-STaR", "bitnet": "BitNet"}
+_TITLES = {
+    "cognate": "Cognate",
+    "evomerge": "EvoMerge",
+    "quietstar": "Quiet-STaR",
+    "bitnet": "BitNet",
+    "baking": "Baking",
+}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -139,4 +145,5 @@ _FIGURES = (
     ("evomerge", "Evolution", "Fitness and diversity over the generations of the search", _draw_evolution),
     ("quietstar", "Thinking", "Training loss with thoughts and without", partial(_draw_losses, "quietstar")),
     ("bitnet", "Quantisation", "Training loss of candidates and controls over steps", partial(_draw_losses, "bitnet")),
+    ("baking", "Baking", "Training loss of following prompts, and of baking one", partial(_draw_losses, "baking")),
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phases.baking.optimise.session import Feeds, Level, SessionSettings, node_counts, open_session
+from phases.baking.optimise.session import Feeds, Level, SessionSettings, node_counts, open_session, runs
 from phases.baking.optimise.timing import Ratio, Samples, interleaved, median, speed_ratio
 
 PASSES = (
@@ -32,13 +32,14 @@ class Ablation:
 
     gains: dict[str, Ratio]
     settings: SessionSettings  # the fastest
-    seconds: dict[str, float]  # median by name of the setting: the four levels, and `ablated`
+    seconds: dict[str, float]  # median by name of the setting: the levels that run, and `ablated`
     samples: Samples
+    broken: tuple[str, ...] = ()  # passes with which the file does not run at all
 
     @property
     def harmful(self) -> tuple[str, ...]:
-        """The passes that the whole interval speaks against."""
-        return tuple(sorted(name for name, gain in self.gains.items() if gain.faster))
+        """The passes that break the file, or that the whole interval speaks against."""
+        return tuple(sorted({name for name, gain in self.gains.items() if gain.faster} | set(self.broken)))
 
     @property
     def fastest(self) -> str:
@@ -48,20 +49,41 @@ class Ablation:
 
 def ablate(path: Path, feeds: Feeds, rounds: int, on_step: Callable[[str], None] = lambda name: None) -> Ablation:
     """Time the levels of optimisation, and the highest without each pass that changes the graph, then without all
-    that are harmful."""
-    everything = SessionSettings()
+    that are harmful.
+
+    Raises `ArtifactError` where the file does not run even without any optimisation.
+    """
+    passes = effective_passes(path, on_step)
+    broken = _breaking(path, feeds, passes)
+    everything = SessionSettings(disabled=broken)
     tried = {"all": everything} | {
-        name: everything.model_copy(update={"disabled": (name,)}) for name in effective_passes(path, on_step)
+        name: everything.model_copy(update={"disabled": tuple(sorted({name, *broken}))})
+        for name in passes
+        if name not in broken
     }
     seconds = _timed(path, feeds, tried, rounds, on_step)
     gains = {name: speed_ratio(seconds["all"], seconds[name]) for name in tried if name != "all"}
-    harmful = tuple(sorted(name for name, gain in gains.items() if gain.faster))
-    final: dict[str, SessionSettings] = {level: SessionSettings(level=level) for level in _LEVELS}
+    harmful = tuple(sorted({name for name, gain in gains.items() if gain.faster} | set(broken)))
+    levels = {level: SessionSettings(level=level) for level in _LEVELS}
+    final: dict[str, SessionSettings] = {
+        n: given for n, given in levels.items() if not broken or runs(path, given, feeds)
+    }
     if harmful:
         final["ablated"] = everything.model_copy(update={"disabled": harmful})
     samples = _timed(path, feeds, final, rounds, on_step)
     medians = {name: median(series) for name, series in samples.items()}
-    return Ablation(gains, final[min(medians, key=medians.__getitem__)], medians, samples)
+    return Ablation(gains, final[min(medians, key=medians.__getitem__)], medians, samples, broken)
+
+
+def _breaking(path: Path, feeds: Feeds, passes: list[str]) -> tuple[str, ...]:
+    """Return the passes without which a file runs that does not run with all; most often none."""
+    if runs(path, SessionSettings(), feeds):
+        return ()
+    open_session(path, SessionSettings(level="off")).run(None, feeds)
+    for name in passes:
+        if runs(path, SessionSettings(disabled=(name,)), feeds):
+            return (name,)
+    return tuple(passes)
 
 
 def effective_passes(path: Path, on_step: Callable[[str], None] = lambda name: None) -> list[str]:

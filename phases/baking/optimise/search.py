@@ -17,7 +17,7 @@ from phases.baking.optimise.candidates import Candidate, Target, best, verdict
 from phases.baking.optimise.inputs import Inputs
 from phases.baking.optimise.memory import peak_bytes
 from phases.baking.optimise.quality import Outputs, agreement, outputs
-from phases.baking.optimise.session import Feeds, SessionSettings, open_session
+from phases.baking.optimise.session import Feeds, SessionSettings, open_session, runs
 from phases.baking.optimise.timing import Samples, interleaved, median, speed_ratio
 from phases.baking.optimise.transforms import TRANSFORMS, Transform
 from phases.errors import ForgeError
@@ -88,7 +88,7 @@ def _prefixed(show: Show, name: str, text: str) -> None:
 def _transformed(transform: Transform, name: str, model: Path, folder: Path, calibration: Sequence[Feeds]) -> Path:
     out = folder / f"{name}.onnx"
     transform(model, out, calibration)
-    open_session(out, SessionSettings())
+    open_session(out, SessionSettings(level="off"))
     return out
 
 
@@ -99,6 +99,7 @@ def _final_timing(
     search.on_step(f"timing {len(tried)} candidates against full precision")
     settings = {f"fp32 {level}": (model, SessionSettings(level=level)) for level in ("off", "all")}
     calls = dict[str, Callable[[], object]]()
+    settings = {name: each for name, each in settings.items() if runs(*each, feeds)}
     for name, (file, given) in (settings | dict(tried)).items():
         calls[name] = _runner(open_session(file, given), feeds)
     if (eager := search.eager) is not None:

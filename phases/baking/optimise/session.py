@@ -62,6 +62,15 @@ def open_session(path: Path, settings: SessionSettings, optimised: Path | None =
         raise ArtifactError(f"{path}: ONNX Runtime cannot run it ({_first_line(error)}); {fix}") from error
 
 
+def runs(path: Path, settings: SessionSettings, feeds: Feeds) -> bool:
+    """Say whether a file runs under settings: an optimisation of the runtime may break a graph that is sound."""
+    try:
+        open_session(path, settings).run(None, feeds)
+    except (ArtifactError, *_FAILURES):
+        return False
+    return True
+
+
 def read_model(path: Path) -> onnx.ModelProto:
     """Read a file. Raises `ArtifactError` where it is none, and `NumericalError` naming a weight that is not finite."""
     try:

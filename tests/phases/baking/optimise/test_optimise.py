@@ -8,14 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from phases.baking.optimise.ablation import effective_passes
+from phases.baking.optimise.ablation import ablate, effective_passes
 from phases.baking.optimise.candidates import Candidate, best, front, verdict
 from phases.baking.optimise.inputs import given_inputs, random_inputs
 from phases.baking.optimise.memory import peak_bytes
 from phases.baking.optimise.package import FULL, MODEL, REPORT, open_package, write_package
 from phases.baking.optimise.quality import agreement, outputs
 from phases.baking.optimise.search import Search, optimise
-from phases.baking.optimise.session import SessionSettings, node_counts, open_session, read_model
+from phases.baking.optimise.session import SessionSettings, node_counts, open_session, read_model, runs
 from phases.baking.optimise.sources import open_source
 from phases.baking.optimise.timing import speed_ratio
 from phases.baking.optimise.transforms import TRANSFORMS, int8_dynamic, int8_outliers, merge_products
@@ -90,6 +90,31 @@ def test_outliers_apart_lose_less_than_together(tmp_path: Path) -> None:
 
 def test_passes_that_change_nothing_are_not_ablated(file: Path) -> None:
     assert "AttentionFusion" not in effective_passes(file)
+
+
+def test_a_pass_that_breaks_a_sound_graph_is_found_and_left_out(tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 takes a Range with bounds of one element, and a fusion makes a Slice of it that fails."""
+    table = numpy_helper.from_array(np.arange(40, dtype=np.float32).reshape(20, 2), "table")
+    numbers = [numpy_helper.from_array(np.array([number]), name) for number, name in ((0, "zero"), (1, "one"))]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=1, end=2),
+        helper.make_node("Squeeze", ["shape"], ["length"]),
+        helper.make_node("Range", ["zero", "length", "one"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["rows"]),
+        helper.make_node("MatMul", ["x", "rows"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", None]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "gather", ends[:1], ends[1:], [table, *numbers])
+    file = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+    feeds = {"x": np.ones((3, 5), np.float32)}
+    if runs(file, SessionSettings(), feeds):
+        pytest.skip("this version of the runtime does it right")
+    found = ablate(file, feeds, 3)
+    assert found.broken == ("GatherToSliceFusion",)
+    assert "GatherToSliceFusion" in found.harmful
+    assert runs(file, found.settings, feeds)
+    assert "all" not in found.seconds
 
 
 def test_a_file_with_an_unknown_operator_is_refused(file: Path) -> None:
