@@ -7,6 +7,7 @@ and some dialogues ask to repeat words. Rows are a function of the step, as the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from phases.corpus.tokenizer import encode, train_tokenizer
 from phases.seeds import numpy_rng
 from phases.training.losses import linear_cross_entropy
 
-_TWO_TURNS = 0.2  # of the batches
+_TWO_TURNS = 0.15  # of the dialogues
+_GROUP = 4  # steps whose dialogues are sorted by length together
 _UNPROMPTED = 0.25  # of the dialogues
 _ECHOES = 0.2  # of the dialogues, with or without a prompt
 _WORDS = (*TOPICS, *NUMBERS)
@@ -55,14 +57,24 @@ def dialogue_batches(
     text: Batches | None = None,
     text_share: float = 0.0,
 ) -> Batches:
-    """Return step -> rows (B, T + 1) of dialogues; `text` gives the rows of a share of the steps."""
+    """Return step -> rows (B, T + 1) of dialogues; `text` gives the rows of a share of the steps.
+
+    Some steps share their dialogues by length, so that little of a batch is padding: nearly twice as fast.
+    """
+
+    @lru_cache(maxsize=1)
+    def sorted_rows(group: int) -> tuple[list[list[int]], list[int]]:
+        rng = numpy_rng(seed, "dialogues", group)
+        turns = [2 if rng.random() < _TWO_TURNS else 1 for _ in range(_GROUP * batch_size)]
+        rows = sorted((dialogue_ids(rng, tokenizer, lessons, number) for number in turns), key=len)
+        return rows, [int(place) for place in rng.permutation(_GROUP)]
 
     def batch(step: int) -> Tensor:
-        rng = numpy_rng(seed, "dialogues", step)
-        if text is not None and rng.random() < text_share:
+        if text is not None and numpy_rng(seed, "text", step).random() < text_share:
             return text(step)
-        turns = 2 if rng.random() < _TWO_TURNS else 1
-        return padded([dialogue_ids(rng, tokenizer, lessons, turns) for _ in range(batch_size)])
+        rows, order = sorted_rows(step // _GROUP)
+        place = order[step % _GROUP] * batch_size
+        return padded(rows[place : place + batch_size])
 
     return batch
 

@@ -25,6 +25,7 @@ from phases.cognate.loading import LoadedModel, load_model, model_config
 from phases.contract import ModelRef
 from phases.corpus.packed import CORPUS, Corpus
 from phases.errors import NumericalError
+from phases.probes import RunFiles
 from phases.rundir import CORPUS as CORPUS_FOLDER
 from phases.seeds import child_seed
 from phases.training.loop import StepReport, train
@@ -55,7 +56,8 @@ class Order:
         return Prompt.of(self.config.persona, tuple(self.lessons))
 
     def path(self, relative: str) -> str:
-        return storage.join(self.run, relative)
+        """Return where a path of the run is; what is absolute stays so."""
+        return RunFiles(self.run).path(relative)
 
     def open(self, relative: str) -> LoadedModel:
         """Return a model of the run."""

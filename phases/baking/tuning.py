@@ -35,6 +35,7 @@ from phases.errors import ArtifactError
 PACKAGE, WORK = f"{FOLDER}/optimised", f"{FOLDER}/optimise"
 _ROOT = Path(__file__).resolve().parents[2]
 _FEEDS = 3
+_SAME = 1e-4  # loss that the runtime's own optimisations may have
 # Runs the file with nothing of ours but the runtime, from another folder.
 _SMOKE = """
 import json, sys, time
@@ -96,7 +97,10 @@ def optimise_graph(order: Order) -> Evidence:
             "gain_without": {name: [r.value, r.low, r.high] for name, r in found.gains.items()},
             "smallest_cosine": close.smallest,
         }
-    rejected = {name: f"slows by {found.gains[name].value:.3f}" for name in found.harmful}
+    slow = {name: f"{gain.value:.3f} times as fast without" for name, gain in found.gains.items() if gain.faster}
+    rejected = slow | dict.fromkeys(found.broken, "the file does not run with it")
+    if close.loss > _SAME:
+        rejected[found.fastest] = f"another answer: cosine {close.smallest:.6f}"
     return keep(
         order.run,
         Evidence(agent="GraphOptimizer", step="Optimization", work="ablate", measured=measured, rejected=rejected),
