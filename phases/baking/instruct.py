@@ -24,6 +24,7 @@ from phases.seeds import numpy_rng
 from phases.training.losses import linear_cross_entropy
 
 _TWO_TURNS = 0.15  # of the dialogues
+_MULTIPLE = 8  # of a batch's length: kernels and buffers are kept for each length there is
 _GROUP = 4  # steps whose dialogues are sorted by length together
 _UNPROMPTED = 0.25  # of the dialogues
 _ECHOES = 0.2  # of the dialogues, with or without a prompt
@@ -74,7 +75,7 @@ def dialogue_batches(
             return text(step)
         rows, order = sorted_rows(step // _GROUP)
         place = order[step % _GROUP] * batch_size
-        return padded(rows[place : place + batch_size])
+        return padded(rows[place : place + batch_size], _MULTIPLE)
 
     return batch
 
@@ -112,9 +113,9 @@ def reply_mask(rows: Tensor) -> Tensor:
     return inside | (begun[:, -1:] < 0)
 
 
-def padded(rows: list[list[int]]) -> Tensor:
-    """Return rows (B, T), the shorter ones padded on the right, which nothing before it can see."""
-    filled = torch.full((len(rows), max(map(len, rows))), SPECIAL_IDS[PAD])
+def padded(rows: list[list[int]], multiple: int = 1) -> Tensor:
+    """Return rows (B, T), T a multiple, the shorter ones padded on the right, which nothing before it can see."""
+    filled = torch.full((len(rows), -(-max(map(len, rows)) // multiple) * multiple), SPECIAL_IDS[PAD])
     for place, row in enumerate(rows):
         filled[place, : len(row)] = torch.tensor(row)
     return filled

@@ -26,15 +26,19 @@ from phases.cognate.generate import Sampling, stream
 from phases.cognate.titan import TinyTitan
 from phases.corpus.special import END, SPECIAL_IDS
 from phases.errors import ConfigError, NumericalError
+from phases.training.config import TrainingConfig
 from phases.training.state import TrainState
 
 PROMPT = Prompt.of(Persona(), tuple(LESSONS))
 
 
-def _config(steps: int, **changes: object) -> PromptBakingConfig:
-    config = PromptBakingConfig()
+def _training(steps: int, **changes: object) -> TrainingConfig:
     values = {"steps": steps, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "checkpoint_every": 5}
-    return config.model_copy(update={"training": config.training.model_copy(update=values)} | changes)
+    return PromptBakingConfig().training.model_copy(update=values | changes)
+
+
+def _config(steps: int, **changes: object) -> PromptBakingConfig:
+    return PromptBakingConfig().model_copy(update={"training": _training(steps)} | changes)
 
 
 @pytest.fixture
@@ -86,6 +90,15 @@ def test_baking_takes_over_what_the_prompt_does(
     assert after < half < before
     for name, tensor in base.state_dict().items():  # its own weights stay
         assert torch.equal(adapted.merged(0.0)[name], tensor)
+
+
+def test_the_loss_is_in_full_precision_whatever_the_loop_runs_in(titan: TinyTitan, examples: list[Example]) -> None:
+    baked = [
+        bake(copy.deepcopy(titan), examples, [], _config(3, training=_training(3, precision=precision)), 0).merged()
+        for precision in ("fp32", "bf16")
+    ]
+    for name, tensor in baked[0].items():
+        assert torch.equal(tensor, baked[1][name]), name
 
 
 def test_a_stopped_baking_goes_on_to_the_same_weights(titan: TinyTitan, examples: list[Example]) -> None:
