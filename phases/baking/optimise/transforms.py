@@ -24,6 +24,7 @@ from phases.bitnet.onnx_graph import MICROSOFT
 from phases.bitnet.packing import pack_bits
 
 OUTLIERS = 8  # channels per layer
+WORTH = 2.5  # times that a layer's range must shrink without them
 BLOCK = 32  # columns to a scale, of weights in 8 or 4 bits
 _SPLIT = "outliers_of_"
 Floats = npt.NDArray[Any]
@@ -66,7 +67,7 @@ def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None
     excluded = list[str]()
     for number, node in enumerate(nodes):
         channels = largest.get(node.input[0])
-        if channels is not None and len(channels) == len(weights[node.input[1]]) > 4 * OUTLIERS:
+        if channels is not None and len(channels) == len(weights[node.input[1]]) and _has_outliers(channels):
             chosen = np.sort(np.argsort(channels)[-OUTLIERS:])
             excluded.append(_split(model, node, weights[node.input[1]], chosen, number))
     _quantise(model, out, excluded)
@@ -106,6 +107,12 @@ def _matrices(model: onnx.ModelProto) -> dict[str, Floats]:
         for tensor in model.graph.initializer
         if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
     }
+
+
+def _has_outliers(channels: Floats) -> bool:
+    """Say whether a layer's range shrinks enough without its largest channels to pay for a product of their own."""
+    ordered = np.sort(channels)
+    return len(ordered) > 4 * OUTLIERS and bool(ordered[-1] > WORTH * ordered[-OUTLIERS - 1])
 
 
 def _channel_maxima(
