@@ -1,14 +1,13 @@
 """Activations in int8, as explicit objects: the same one quantises in training, in the reference and in an export.
 
 `PER_TOKEN` is BitNet's (Ma et al. 2024): one scale for a token. `BLOCK_128` has one for every 128 columns, which is
-what ONNX Runtime's 2-bit kernels compute, as its others do in blocks of the size that their weights are stored in; a
-model is trained with what it will be run with.
+what ONNX Runtime's kernels compute where weights are in blocks of 128; a model is trained with what it will run with.
 
 Shapes: (..., K) activations, C blocks.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch.autograd import Function
 
 Name = Literal["block", "per_token"]
 MOST = 127
+BLOCK: Final = 128  # columns that the runtime's fastest kernels take at once
 _LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
 
 
@@ -57,12 +57,12 @@ class ActivationQuantiser:
         return (blocks * (MOST / largest)).round_().clamp_(-MOST, MOST), largest.div_(MOST)
 
 
-BLOCK_128, PER_TOKEN = ActivationQuantiser(128), ActivationQuantiser(None)
+BLOCK_128, PER_TOKEN = ActivationQuantiser(BLOCK), ActivationQuantiser(None)
 
 
-def quantiser_for(name: Name, block: int) -> ActivationQuantiser:
-    """Return the quantiser of what a matrix stored in blocks of `block` columns is multiplied with."""
-    return PER_TOKEN if name == "per_token" else ActivationQuantiser(block)
+def quantiser_for(name: Name) -> ActivationQuantiser:
+    """Return the quantiser of that name."""
+    return PER_TOKEN if name == "per_token" else BLOCK_128
 
 
 class _StraightThrough(Function):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from phases.bitnet.activations import quantiser_for
 from phases.bitnet.packed import Architecture, PackedModel
-from phases.bitnet.rows import block_of
 from phases.cognate.memory import LongTermMemory, MemoryState
 
 _PREFIX = "memory."
@@ -30,7 +29,6 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
             tensors[name] = matrix
         else:
             tensors |= {f"{name}.codes": matrix.codes, f"{name}.scale": matrix.row_scale.half().contiguous()}
-            tensors["block"] = torch.tensor(matrix.block)
     return tensors
 
 
@@ -40,8 +38,8 @@ class MemoryWriter:
     def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
         config = architecture.titan
         assert config is not None
-        block = block_of(config.d_model)
-        self._activations = quantiser_for(architecture.activations, block) if architecture.quantised_head else None
+        activations = quantiser_for(architecture.activations)
+        self._activations = activations if architecture.quantised_head else None
         self._memory = LongTermMemory(config.d_model, config.memory).eval()
         own = self._memory.state_dict()
         for name in _VECTORS:
@@ -51,7 +49,6 @@ class MemoryWriter:
             own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].float() if plain is None else plain
         self._memory.load_state_dict(own)
         if f"{_MATRICES[0]}.codes" in tensors:
-            activations = quantiser_for(architecture.activations, int(tensors["block"]))
             for projection in (self._memory.k, self._memory.v):
                 projection.register_forward_pre_hook(lambda _, inputs: (activations.values(inputs[0]),))
 

@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear, lookup
+from phases.bitnet.onnx_map import FOLDED
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
@@ -36,6 +37,7 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     inputs = _inputs(model.architecture)
     outputs = _Exporter(graph, model, exact).build()
     properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
+    properties[FOLDED] = json.dumps(list(graph.folds.values()))
     proto = helper.make_model(
         graph.proto("decoder", inputs, outputs),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],

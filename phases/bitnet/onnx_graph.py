@@ -1,8 +1,9 @@
 """ONNX graphs, node by node, and how quantised matrices stand in them.
 
-ONNX Runtime's `MatMulNBits` is fast with blocks of 128 or 32 columns and accuracy level 4 (int8 activations); with
-blocks of 16 or 256, or without the level, it silently computes in fp32 at a fraction of the speed. Row scales are
-stored once, in fp16, and expanded to one per block by nodes that the runtime folds before it packs the weights.
+ONNX Runtime's `MatMulNBits` is fast with blocks of 128 columns and accuracy level 4 (int8 activations); with blocks of
+16 or 256, or without the level, it silently computes in fp32 at a fraction of the speed. Row scales are stored once, in
+fp16, and rows without the padding of their last block; nodes that the runtime folds before it packs the weights make
+of them what the kernel takes.
 
 Exact mode makes the block-wise activation scales of level 4 equal to BitNet's per-token one: a block is 127 columns and
 a sentinel, whose weight is 0 and whose activation is the token's largest. Then every block has the token's scale.
@@ -18,10 +19,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from phases.bitnet.activations import BLOCK
 from phases.bitnet.linear import QuantisedTensor
+from phases.bitnet.onnx_map import FOLDED_NODE, Fold
 from phases.bitnet.packed import Matrix
 from phases.bitnet.packing import pack_bits
-from phases.bitnet.ternary import BLOCK, TernaryTensor
+from phases.bitnet.ternary import TernaryTensor
 
 MICROSOFT = "com.microsoft"
 OPSET, IR_VERSION = 21, 10
@@ -34,6 +37,8 @@ class Graph:
 
     def __init__(self, parent: "Graph | None" = None) -> None:
         self.nodes = list[onnx.NodeProto]()
+        self.folds: dict[str, Fold] = parent.folds if parent else {}
+        self._root: Graph = parent._root if parent else self
         self.initialisers: dict[str, onnx.TensorProto] = parent.initialisers if parent else {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = parent._constants if parent else {}
         self._numbers: dict[str, int] = parent._numbers if parent else {}
@@ -70,6 +75,12 @@ class Graph:
             self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
+    def fold(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add to the outermost graph a node of constants, which `onnx_map` replaces by what comes of it."""
+        output = self.name(f"{FOLDED_NODE}{kind}")
+        self._root.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
     def proto(self, name: str, inputs: Values, outputs: Values) -> onnx.GraphProto:
         """Return the graph, with the initialisers if it has inputs: branches have none and see those outside."""
         initialisers = list(self.initialisers.values()) if inputs else []
@@ -87,19 +98,18 @@ def linear(graph: Graph, x: str, name: str, matrix: Matrix, *, bias: Tensor | No
         y = graph.op("MatMul", x, graph.store(name, matrix.numpy().T))
     else:
         rows, columns = matrix.codes.shape
-        packed, scales = _stored(graph, name, matrix, exact)
-        block = _block(matrix, exact)
-        blocks = -(-columns // _columns(block, exact))
+        blocks = -(-columns // _columns(exact))
+        fold = _fold(graph, name, matrix, exact)
         y = graph.op(
             "MatMulNBits",
             with_sentinel(graph, x, columns) if exact else x,
-            packed,
-            graph.op("Expand", scales, graph.ints(rows, blocks)),
+            fold.blocks_name,
+            fold.scales_name,
             domain=MICROSOFT,
-            K=blocks * block if exact else columns,
+            K=blocks * BLOCK if exact else columns,
             N=rows,
             bits=bits_of(matrix),
-            block_size=block,
+            block_size=BLOCK,
             accuracy_level=4,
         )
     return y if bias is None else graph.op("Add", y, graph.constant(bias.numpy()))
@@ -111,21 +121,22 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix, *, exact: bool 
         # The head's own orientation, so that both can share it.
         columns_first = graph.op("Gather", graph.store(name, matrix.numpy().T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
-    packed, scales = _stored(graph, name, matrix, exact)
-    bits, block, columns = bits_of(matrix), _block(matrix, exact), matrix.codes.shape[1]
-    codes = graph.op("Gather", packed, tokens, axis=0)  # (T, C, bytes)
+    bits, columns = bits_of(matrix), matrix.codes.shape[1]
+    fold = _fold(graph, name, matrix, exact, rows=True)
+    codes = graph.op("Gather", fold.rows_name, tokens, axis=0)  # (T, bytes)
     if bits < 8:
         places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
         shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
         mask = graph.constant(np.array((1 << bits) - 1, np.uint8))
-        parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(3)) for x in shifted]
-        codes = graph.op("Reshape", graph.op("Concat", *parts, axis=3), graph.ints(0, 0, block))
+        parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(2)) for x in shifted]
+        codes = graph.op("Reshape", graph.op("Concat", *parts, axis=2), graph.ints(0, -1))
     zero = graph.constant(np.array(1 << (bits - 1), np.float32))
     signed = graph.op("Sub", graph.op("Cast", codes, to=TensorProto.FLOAT), zero)
     if exact:
-        signed = _part(graph, signed, 2, _columns(block, exact))
-    flat = _part(graph, graph.op("Reshape", signed, graph.ints(0, -1)), 1, columns)
-    return graph.op("Mul", flat, graph.op("Gather", scales, tokens, axis=0))
+        blocks = graph.op("Reshape", signed, graph.ints(0, -1, BLOCK))
+        signed = graph.op("Reshape", _part(graph, blocks, 2, _columns(exact)), graph.ints(0, -1))
+    scales = graph.op("Cast", graph.op("Gather", fold.scales, tokens, axis=0), to=TensorProto.FLOAT)
+    return graph.op("Mul", _part(graph, signed, 1, columns), scales)
 
 
 def with_sentinel(graph: Graph, x: str, columns: int) -> str:
@@ -140,27 +151,34 @@ def with_sentinel(graph: Graph, x: str, columns: int) -> str:
     return graph.op("Reshape", graph.op("Concat", blocks, sentinel, axis=2), graph.ints(0, -1))
 
 
-def _block(matrix: QuantisedTensor, exact: bool) -> int:
-    """Return the size of a stored block."""
-    return BLOCK if exact else matrix.block
-
-
-def _columns(block: int, exact: bool) -> int:
+def _columns(exact: bool) -> int:
     """Return how many columns of a matrix a block holds."""
-    return block - 1 if exact else block
+    return BLOCK - 1 if exact else BLOCK
 
 
-def _stored(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool) -> tuple[str, str]:
-    """Store a matrix and its row scales once; return the names of its bytes and of its scales (N, 1) in fp32."""
-    if name not in graph.initialisers:
-        codes = matrix.codes.numpy()
-        if exact:
-            width = BLOCK - 1
-            padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % width))).reshape(len(codes), -1, width)
-            codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
-        graph.store(name, pack_bits(codes, bits_of(matrix), _block(matrix, exact)))
-        graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
-    return name, graph.op("Cast", f"{name}.scale", to=TensorProto.FLOAT)
+def _fold(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool, rows: bool = False) -> Fold:
+    """Store a matrix and its row scales once, and add the nodes that make of them what the kernel takes."""
+    if name in graph.folds:
+        return graph.folds[name]
+    codes, bits = matrix.codes.numpy(), bits_of(matrix)
+    blocks = -(-codes.shape[1] // _columns(exact))
+    if exact:
+        width = BLOCK - 1
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % width))).reshape(len(codes), -1, width)
+        codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
+    stored = pack_bits(codes, bits, BLOCK).reshape(len(codes), -1)[:, : -(-codes.shape[1] * bits // 8)]
+    graph.store(name, stored)
+    scales = graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
+    size, fill = BLOCK * bits // 8, sum(1 << (place + bits - 1) for place in range(0, 8, bits))
+    missing = graph.ints(0, 0, 0, blocks * size - stored.shape[1])
+    whole = graph.fold("Pad", name, missing, graph.constant(np.array(fill, np.uint8)))
+    whole = graph.fold("Reshape", whole, graph.ints(0, blocks, size))
+    expanded = graph.fold("Expand", scales, graph.ints(len(codes), blocks))
+    expanded = graph.fold("Cast", expanded, to=TensorProto.FLOAT)
+    looked_up = graph.fold("Identity", name) if rows else ""
+    found = Fold(name, scales, whole, expanded, len(codes), blocks, size, fill, looked_up)
+    graph.folds[name] = found
+    return found
 
 
 def _part(graph: Graph, x: str, axis: int, length: int) -> str:

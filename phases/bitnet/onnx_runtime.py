@@ -11,6 +11,7 @@ import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from safetensors.torch import load
 from torch import Tensor
 
 from phases.bitnet.memory_writer import MemoryWriter
+from phases.bitnet.onnx_map import with_mapped_weights
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
 from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-_FIRST_CAPACITY = 256  # places of a plain decoder's cache to begin with; doubled when full
+_PLACES = 64  # that the cache grows by; all of them are read for every token, so more would cost time and memory
 _FAILURES = (states.Fail, states.InvalidArgument, states.InvalidProtobuf, states.NoSuchFile, states.InvalidGraph)
 _NOT_THERE = 1e30  # the fade of a slot that is empty
 
@@ -66,13 +68,17 @@ class OnnxModel:
         """Open a file. Raises `ArtifactError` where it is not one of ours."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; constants that served folded nodes are left over, which is a warning
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with TemporaryDirectory() as folder:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+                model = with_mapped_weights(path, Path(folder)) or str(path)
+                self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             properties = self.session.get_modelmeta().custom_metadata_map
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
-        except (KeyError, ValueError, *_FAILURES) as error:
+        except (KeyError, ValueError, OSError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.writer: MemoryWriter | None = None
@@ -97,7 +103,9 @@ class Stream:
         self._segment = titan.segment_len if titan else 0
         self._outputs = np.zeros((self._segment, a.d_model), np.float32)
         self._surprise = np.zeros(self._segment, np.float32)
-        self._cache, self._queries = self._make_cache(2 * self._segment if titan else _FIRST_CAPACITY)
+        # Places before the segment under way: the one before it, or what the first queries' convolution looks back at.
+        self._older = CONV_WIDTH - 1 if titan else 0
+        self._cache, self._queries = self._make_cache(_PLACES)
         if model.writer is not None:
             self._memory = model.writer.empty()
             self._bind_memory(self._memory)
@@ -117,10 +125,7 @@ class Stream:
     def _piece(self, ids: Ints) -> Read:
         """Read tokens of one segment."""
         a = self.model.architecture
-        if not self._segment and self.position + len(ids) > self._cache.shape[-2]:
-            larger = self._make_cache(max(2 * self._cache.shape[-2], self.position + len(ids)))
-            larger[0][..., : self.position, :] = self._cache[..., : self.position, :]
-            self._cache, self._queries = larger
+        self._make_room(self._places()[1] + len(ids))
         piece, steps = _Piece.begin(ids, a.d_model, self._rotation(len(ids)), *self._places()), np.zeros_like(ids)
         normed = np.empty((len(ids), a.d_model), np.float32)
         logits = np.empty((len(ids), a.vocab_size), np.float32)
@@ -196,8 +201,16 @@ class Stream:
         """Return the places of the cache that a next token sees, from the first to before the last."""
         if not self._segment:
             return 0, self.position
-        end = self._segment + self.position % self._segment
-        return (0 if self.position >= self._segment else self._segment), end
+        return (0 if self.position >= self._segment else self._older), self._older + self.position % self._segment
+
+    def _make_room(self, places: int) -> None:
+        """Enlarge the cache where it has fewer places."""
+        if places <= (before := self._cache.shape[-2]):
+            return
+        cache, queries = self._make_cache(-(-places // _PLACES) * _PLACES)
+        cache[..., :before, :] = self._cache
+        queries[:, : self._queries.shape[1]] = self._queries
+        self._cache, self._queries = cache, queries
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
@@ -218,9 +231,9 @@ class Stream:
         if start + len(ids) == self._segment:
             self._memory = self.model.writer.write(self._memory, self._outputs, self._surprise)
             self._bind_memory(self._memory)
-            for cache, axis in ((self._cache, -2), (self._queries, -2)):
-                older, newer = np.split(cache, 2, axis=axis)
-                older[...] = newer
+            for cache in (self._cache, self._queries):
+                cache[..., : self._segment, :] = cache[..., self._older : self._older + self._segment, :]
+            self._older = self._segment
 
     def _make_cache(self, places: int) -> tuple[Floats, Floats]:
         """Allocate and bind what is bound once: keys and values (S, L, 2, G, W, K), and memory queries (S, W, D)."""

@@ -11,7 +11,6 @@ from phases.bitnet.activations import ActivationQuantiser, quantiser_for
 from phases.bitnet.linear import QuantisedNorm, QuantisedTensor
 from phases.bitnet.packed import PackedModel
 from phases.bitnet.packing import pack_bits, unpack_bits
-from phases.bitnet.rows import block_of
 from phases.bitnet.ternary import TernaryTensor
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
@@ -95,9 +94,8 @@ def to_torch(model: PackedModel) -> TinyTitan:
         if layer in ("embedding", "head"):
             titan.set_submodule(layer, PackedWeight(matrix))
         else:
-            activations = quantiser_for(a.activations, matrix.block)
             bias = model.vectors.get(f"{layer}.bias")
-            titan.set_submodule(layer, PackedLinear(matrix, bias, activations))
+            titan.set_submodule(layer, PackedLinear(matrix, bias, quantiser_for(a.activations)))
     if a.quantised_head:
-        titan.norm = QuantisedNorm(titan.norm, quantiser_for(a.activations, block_of(a.d_model)))
+        titan.norm = QuantisedNorm(titan.norm, quantiser_for(a.activations))
     return titan.eval().requires_grad_(False)

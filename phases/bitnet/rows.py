@@ -13,8 +13,6 @@ from torch import Tensor
 from phases.errors import ConfigError, NumericalError
 
 Bits = Literal[4, 8]
-_BLOCKS = (128, 32)  # columns that the runtime takes at once: the fast size and the one that pads less
-_WORTH = 1.1  # padding from which the smaller one is used
 _CANDIDATES = 12  # scales tried per row at 4 bits
 _LEAST_SHARE = 0.6  # of the largest |w|, the smallest scale tried
 
@@ -40,17 +38,6 @@ class RowTensor:
     def row_scale(self) -> Tensor:
         """The scale of each row, (N, 1)."""
         return self.scale
-
-    @property
-    def block(self) -> int:
-        """Columns of a stored block."""
-        return block_of(self.codes.shape[1])
-
-
-def block_of(columns: int) -> int:
-    """Return the block size for rows of `columns`: 128, or 32 where 128 would pad them by a tenth more."""
-    large, small = (-(-columns // size) * size for size in _BLOCKS)
-    return _BLOCKS[0] if large <= _WORTH * small else _BLOCKS[1]
 
 
 def quantise_rows(weight: Tensor, bits: Bits) -> RowTensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from phases.errors import ConfigError, NumericalError
 
-BLOCK = 128  # columns that the runtime's 2-bit kernels take at once
 Layout = Literal["tensor", "row"]
 Method = Literal["absmean", "least_squares", "twn"]
 TWN_FACTOR = 0.7  # of the mean |w| (Li et al. 2016, eq. 6)
@@ -46,11 +45,6 @@ class TernaryTensor:
     def row_scale(self) -> Tensor:
         """The scale of each row, (N, 1), whatever the layout."""
         return self.scale.expand(len(self.codes), 1)
-
-    @property
-    def block(self) -> int:
-        """Columns of a stored block."""
-        return BLOCK
 
     @property
     def zeros(self) -> float:

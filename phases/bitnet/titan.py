@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from phases.bitnet.activations import quantiser_for
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.linear import BitLinear, QuantisedNorm, QuantisedTensor, RowEmbedding, WeightQuantiser
-from phases.bitnet.rows import block_of, quantise_rows
-from phases.bitnet.ternary import BLOCK, ternarise
+from phases.bitnet.rows import quantise_rows
+from phases.bitnet.ternary import ternarise
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.errors import ConfigError, NumericalError
 
@@ -29,16 +29,14 @@ class BitTitan(TinyTitan):
     def __init__(self, config: TitanConfig, quantisation: QuantisationConfig, thresholds: Thresholds) -> None:
         super().__init__(config)
         self.quantisation = quantisation
+        activations = quantiser_for(quantisation.activations)
         for name in matrix_names(config):
             linear = self.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            block = block_of(linear.in_features) if _is_int8(name, quantisation) else BLOCK
-            activations = quantiser_for(quantisation.activations, block)
             self.set_submodule(name, BitLinear(linear, _quantiser(name, quantisation, thresholds), activations))
         if quantisation.embedding == "fp32":
             return
         rows = partial(quantise_rows, bits=8 if quantisation.embedding == "int8" else 4)
-        activations = quantiser_for(quantisation.activations, block_of(config.d_model))
         self.norm = QuantisedNorm(self.norm, activations)
         self.set_submodule("embedding", RowEmbedding(self.embedding, rows))
         if self.head is not None:

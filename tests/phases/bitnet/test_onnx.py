@@ -1,16 +1,19 @@
 """Exported files against the model they come from: logits, ponder steps, tied embeddings, and what the file holds."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor
 
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.onnx_file import write_onnx
+from phases.bitnet.onnx_map import FOLDED, WEIGHTS, Fold, with_mapped_weights
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.titan import to_bitnet
@@ -70,19 +73,22 @@ def test_file_computes_what_the_model_computes(tmp_path: Path, text: Tensor, kin
 def test_every_quantised_product_is_of_few_bits_and_fast_kind(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_onnx(pack(to_bitnet(talkative(), QuantisationConfig())), path)
-    graph = onnx.load(path).graph
+    proto = onnx.load(path)
+    graph, metadata = proto.graph, {entry.key: entry.value for entry in proto.metadata_props}
+    folds = {fold.blocks_name: fold for fold in (Fold(*entry) for entry in json.loads(metadata[FOLDED]))}
     branches = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     nodes = [node for part in (graph, *branches) for node in part.node]
     weights = {tensor.name: tensor for tensor in graph.initializer}
     products = [node for node in nodes if node.op_type == "MatMulNBits"]
     for node in products:
         attributes = {a.name: a.i for a in node.attribute}
-        ternary = node.input[1].startswith("blocks.")
+        fold = folds[node.input[1]]
+        ternary = fold.codes.startswith("blocks.")
         assert attributes["bits"] == (2 if ternary else 8)
-        assert attributes["block_size"] in ((128,) if ternary else (128, 32))
+        assert attributes["block_size"] == 128
         assert attributes["accuracy_level"] == 4
         if attributes["bits"] == 2:
-            packed = onnx.numpy_helper.to_array(weights[node.input[1]])
+            packed = onnx.numpy_helper.to_array(weights[fold.codes])
             assert not ((packed & (packed >> 1)) & 0b01010101 & ~(packed >> 1)).any()
             assert all(set(np.unique((packed >> shift) & 3)) <= {1, 2, 3} for shift in (0, 2, 4, 6))
     assert len(products) == 2 * 4 + 4 + 1  # blocks; what memory reads with; the head
@@ -93,7 +99,43 @@ def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
     sizes = {}
     for tied in (True, False):
         sizes[tied] = write_onnx(pack(to_bitnet(talkative(tied=tied), QuantisationConfig())), tmp_path / "model.onnx")
-    assert 300 * 32 <= sizes[False] - sizes[True] <= 300 * 32 + 2000
+    assert 300 * 24 <= sizes[False] - sizes[True] <= 300 * 24 + 2000
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "exact"])
+def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: str) -> None:
+    """The file alone, opened by ONNX Runtime, folds the same bytes that are written for it to map."""
+    path = tmp_path / "model.onnx"
+    write_onnx(pack(to_bitnet(talkative(), KINDS[kind])), path, exact=kind == "exact")
+    model = with_mapped_weights(path, tmp_path)
+    assert model is not None
+    declared = onnx.load_from_string(model).graph
+    places = {t.name: {e.key: e.value for e in t.external_data} for t in declared.initializer if t.external_data}
+    ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])  # complete by itself
+    file = onnx.load(path)
+    wanted = [node.output[0] for node in file.graph.node if node.name.startswith("folded/")]
+    assert set(places) <= set(wanted)
+    assert not any(node.name.startswith("folded/") for node in declared.node)
+    nodes = [node for node in file.graph.node if node.name.startswith("folded/")]
+    types = {t.name: t.data_type for t in declared.initializer}
+    outputs = [onnx.helper.make_tensor_value_info(name, types[name], None) for name in places]
+    folding = onnx.helper.make_graph(nodes, "folding", [], outputs, file.graph.initializer)
+    proto = onnx.helper.make_model(folding, opset_imports=file.opset_import, ir_version=file.ir_version)
+    computed = ort.InferenceSession(proto.SerializeToString()).run(None, {})
+    data = (tmp_path / WEIGHTS).read_bytes()
+    for value, place in zip(computed, places.values(), strict=True):
+        start, length = int(place["offset"]), int(place["length"])
+        assert data[start : start + length] == value.tobytes()
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_onnx(pack(to_bitnet(talkative(), QuantisationConfig())), path)
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=r"model\.onnx"):
+            OnnxModel(path)
 
 
 def test_refuses_what_is_no_file_of_ours_and_tokens_that_do_not_exist(tmp_path: Path) -> None:

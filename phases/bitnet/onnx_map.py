@@ -1,0 +1,197 @@
+"""Opening a quantised ONNX file without holding its weights more often than the runtime's own packed form.
+
+ONNX Runtime copies the weights that stand in a model, and again what it folds out of them, and never gives those copies
+back although its kernels use none of them once they are packed. It does give back what it maps from a file beside the
+model. So weights are written as the kernels take them (rows filled up to whole blocks, a scale for each block) into a
+temporary file, which exists until the session has mapped it, and the model that the session gets has them in place of
+the nodes that would have made them. The file itself remains complete: any ONNX Runtime can run it without this.
+
+`FOLDED` of the file's metadata says which nodes those are. The rest is protobuf's wire format, fields of onnx.proto3.
+"""
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from phases.errors import ArtifactError
+
+Bytes = npt.NDArray[Any]
+FOLDED, FOLDED_NODE, WEIGHTS = "folded", "folded/", "weights"  # the second begins the names of such nodes
+_PAGE = 4096  # bytes
+_ROWS = 1024  # written at once
+_GRAPH, _METADATA = 7, 14  # of ModelProto
+_NODE, _INITIALISER = 1, 5  # of GraphProto
+_NODE_NAME = 3  # of NodeProto
+_DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # of TensorProto
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED = {_FIXED64: 8, _FIXED32: 4}
+
+
+class Fold(NamedTuple):
+    """A quantised matrix as it is stored, and as the kernel takes it."""
+
+    codes: str  # the stored rows, (N, B) bytes
+    scales: str  # (N, 1) fp16
+    blocks_name: str  # what the kernel takes, (N, C, size) bytes
+    scales_name: str  # (N, C) fp32
+    rows: int
+    blocks: int  # C
+    size: int  # bytes of a block
+    fill: int  # byte of codes of 0
+    rows_name: str = ""  # the stored rows once more, for looking them up
+
+
+class _Field(NamedTuple):
+    number: int
+    start: int  # of the tag
+    value: int  # of the content
+    end: int
+
+
+def with_mapped_weights(path: Path, folder: Path) -> bytes | None:
+    """Return the model with its quantised weights in `folder`, or None where it has none that are quantised.
+
+    Raises `ArtifactError` where it is not an ONNX file, or cut short.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            fields = list(_fields(data, 0, len(data)))
+            folds = _folds(data, fields)
+            if not folds:
+                return None
+            with (folder / WEIGHTS).open("wb") as weights:
+                parts = [
+                    _graph(data, f, folds, weights) if f.number == _GRAPH else data[f.start : f.end] for f in fields
+                ]
+    except (ValueError, IndexError) as error:
+        raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
+    return b"".join(parts)
+
+
+def _folds(data: mmap.mmap, fields: list[_Field]) -> list[Fold]:
+    """Return what the metadata says about quantised matrices."""
+    for field in fields:
+        if field.number == _METADATA:
+            key, value = (data[part.value : part.end] for part in _fields(data, field.value, field.end))
+            if key.decode() == FOLDED:
+                return [Fold(*entry) for entry in json.loads(value)]
+    return []
+
+
+def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], weights: BinaryIO) -> bytes:
+    """Write the weights and return the graph that has them outside."""
+    out, raw = bytearray(), dict[str, _Field]()
+    moved = {name for fold in folds for name in (fold.codes, fold.scales)}
+    dropped = moved - {fold.scales for fold in folds if fold.rows_name}
+    for field in _fields(data, graph.value, graph.end):
+        if field.number == _INITIALISER:
+            parts = {part.number: part for part in _fields(data, field.value, field.end)}
+            name = data[parts[_NAME].value : parts[_NAME].end].decode()
+            if name in moved:
+                raw[name] = parts[_RAW]
+            if name in dropped:
+                continue
+        elif field.number == _NODE and _is_folded(data, field):
+            continue
+        out += data[field.start : field.end]
+    for fold in folds:
+        out += _folded(data, fold, raw, weights)
+    return _message(_GRAPH, bytes(out))
+
+
+def _folded(data: mmap.mmap, fold: Fold, raw: dict[str, _Field], weights: BinaryIO) -> bytes:
+    """Write one matrix and its scales, a few rows at a time, and return their declarations."""
+    start, width = raw[fold.codes].value, (raw[fold.codes].end - raw[fold.codes].value) // fold.rows
+
+    def stored() -> Iterator[Bytes]:
+        for row in range(0, fold.rows, _ROWS):
+            rows = min(_ROWS, fold.rows - row)
+            yield np.frombuffer(data[start + row * width : start + (row + rows) * width], np.uint8).reshape(rows, width)
+
+    def whole() -> Iterator[Bytes]:
+        for codes in stored():
+            yield np.pad(codes, ((0, 0), (0, fold.blocks * fold.size - width)), constant_values=fold.fill)
+
+    scales = np.frombuffer(data[raw[fold.scales].value : raw[fold.scales].end], np.float16).astype(np.float32)
+    shape = (fold.rows, fold.blocks)
+    out = _external(fold.blocks_name, TensorProto.UINT8, (*shape, fold.size), _write(weights, whole()))
+    expanded = np.repeat(scales, fold.blocks)
+    out += _external(fold.scales_name, TensorProto.FLOAT, shape, _write(weights, [expanded]))
+    if fold.rows_name:
+        out += _external(fold.rows_name, TensorProto.UINT8, (fold.rows, width), _write(weights, stored()))
+    return out
+
+
+def _write(weights: BinaryIO, pieces: Iterable[Bytes]) -> tuple[int, int]:
+    """Append at a page's beginning and return where it lies and how long it is."""
+    weights.write(bytes(-weights.tell() % _PAGE))
+    at = weights.tell()
+    for piece in pieces:
+        weights.write(piece.data)
+    return at, weights.tell() - at
+
+
+def _external(name: str, kind: int, shape: tuple[int, ...], place: tuple[int, int]) -> bytes:
+    """Return the declaration of a weight that lies in the file of weights."""
+    out = b"".join(_number(_DIMS, size) for size in shape) + _number(_TYPE, kind) + _message(_NAME, name.encode())
+    for key, value in (("location", WEIGHTS), ("offset", str(place[0])), ("length", str(place[1]))):
+        out += _message(_EXTERNAL, _message(1, key.encode()) + _message(2, value.encode()))
+    return _message(_INITIALISER, out + _number(_LOCATION, TensorProto.EXTERNAL))
+
+
+def _is_folded(data: mmap.mmap, node: _Field) -> bool:
+    parts = _fields(data, node.value, node.end)
+    return any(p.number == _NODE_NAME and data[p.value : p.end].decode().startswith(FOLDED_NODE) for p in parts)
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[_Field]:
+    """Yield the fields of the message from `at` to `end`. Raises `ValueError` where it does not end there."""
+    while at < end:
+        start = at
+        tag, at = _read_varint(data, at)
+        wire, value = tag & 7, at
+        if wire == _VARINT:
+            _, at = _read_varint(data, at)
+        elif wire == _BYTES:
+            length, value = _read_varint(data, at)
+            at = value + length
+        elif wire in _FIXED:
+            at += _FIXED[wire]
+        else:
+            raise ValueError(f"wire type {wire} at byte {start}")
+        if at > end:
+            raise ValueError(f"a field at byte {start} is longer than what holds it")
+        yield _Field(tag >> 3, start, value, at)
+
+
+def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """Return a number and where it ends."""
+    value = 0
+    for place in range(10):
+        byte = data[at + place]
+        value |= (byte & 127) << (7 * place)
+        if byte < 128:
+            return value, at + place + 1
+    raise ValueError(f"no number ends at byte {at}")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | _VARINT) + _varint(value)
+
+
+def _message(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(len(content)) + content
