@@ -24,6 +24,7 @@ from torch import Tensor
 
 from phases.bitnet.memory_writer import MemoryWriter
 from phases.bitnet.onnx_map import with_mapped_weights
+from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
 from phases.errors import ArtifactError
@@ -64,8 +65,11 @@ class _Piece:
 class OnnxModel:
     """A session and its metadata. Any number of `Stream`s read with it, one at a time."""
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        """Open a file. Raises `ArtifactError` where it is not one of ours."""
+    def __init__(self, path: Path, threads: int = 1, *, fast_prefill: bool = False) -> None:
+        """Open a file. `fast_prefill` reads many tokens at once faster, and takes more memory (`onnx_prefill.py`).
+
+        An exact file has no use for it. Raises `ArtifactError` where the file is not one of ours.
+        """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; constants that served folded nodes are left over, which is a warning
@@ -74,13 +78,15 @@ class OnnxModel:
             with TemporaryDirectory() as folder:
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
                 model = with_mapped_weights(path, Path(folder)) or str(path)
-                self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            properties = self.session.get_modelmeta().custom_metadata_map
+                self.sessions = [ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])]
+            properties = self.sessions[0].get_modelmeta().custom_metadata_map
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
+            if fast_prefill and not self.exact and isinstance(model, bytes):
+                self.sessions.append(ort.InferenceSession(widened(path), options, providers=["CPUExecutionProvider"]))
         except (KeyError, ValueError, OSError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.outputs = [output.name for output in self.sessions[0].get_outputs()]
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
             tensors = load(base64.b64decode(properties["memory"]))
@@ -99,7 +105,7 @@ class Stream:
         a, titan = model.architecture, model.architecture.titan
         self.prediction: Floats | None = None
         self._frequencies = a.rope_theta ** (-np.arange(0, a.head_dim, 2) / a.head_dim)
-        self._bindings = [model.session.io_binding() for _ in range(a.steps)]
+        self._bindings = [[session.io_binding() for _ in range(a.steps)] for session in model.sessions]
         self._segment = titan.segment_len if titan else 0
         self._outputs = np.zeros((self._segment, a.d_model), np.float32)
         self._surprise = np.zeros(self._segment, np.float32)
@@ -165,12 +171,13 @@ class Stream:
                 "last": np.array(step == a.steps - 1),
                 "query_index": self._query_index(active, piece.end),
             }
-        binding = self._bindings[step]
+        which = len(self.model.sessions) - 1 if len(active) >= MANY else 0
+        session, binding = self.model.sessions[which], self._bindings[which][step]
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
         for name in self.model.outputs:
             binding.bind_output(name)
-        self.model.session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return dict(zip(self.model.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     def _mask(self, active: Ints, piece: "_Piece") -> Floats:
@@ -240,7 +247,7 @@ class Stream:
         a = self.model.architecture
         cache = np.zeros((a.steps, a.n_layers, 2, a.n_kv_heads, places, a.head_dim), np.float32)
         queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), np.float32)
-        for step, binding in enumerate(self._bindings):
+        for step, binding in ((step, binding) for bindings in self._bindings for step, binding in enumerate(bindings)):
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):
                     _bind(binding, f"{name}_{layer}", cache[step, layer, kind][None])
@@ -264,7 +271,7 @@ class Stream:
             "slot_values": padded(memory.values, 0),
             "slot_fade": padded(fade, _NOT_THERE),
         }
-        for binding in self._bindings:
+        for binding in (binding for bindings in self._bindings for binding in bindings):
             for name, value in self._slots.items():
                 _bind(binding, name, value)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_map import FOLDED, WEIGHTS, Fold, with_mapped_weights
+from phases.bitnet.onnx_prefill import widened
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.titan import to_bitnet
@@ -126,6 +127,22 @@ def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: st
     for value, place in zip(computed, places.values(), strict=True):
         start, length = int(place["offset"]), int(place["length"])
         assert data[start : start + length] == value.tobytes()
+
+
+@pytest.mark.parametrize("width", [24, 400])
+def test_fast_prefill_agrees_and_multiplies_wider_numbers(tmp_path: Path, width: int) -> None:
+    """In 8 bits to rounding; in fp32 but for activations, which it does not round."""
+    model = to_bitnet(talkative(d_model=width, segment_len=64), QuantisationConfig()).eval()
+    path = tmp_path / "model.onnx"
+    write_onnx(pack(model), path)
+    ids = torch.randint(16, 300, (100,), generator=torch.Generator().manual_seed(1)).tolist()
+    plain, fast = OnnxModel(path).stream(), OnnxModel(path, fast_prefill=True).stream()
+    wanted = np.concatenate([plain.read(ids).logits, plain.read(ids[:3]).logits])
+    found = np.concatenate([fast.read(ids).logits, fast.read(ids[:3]).logits])
+    off = np.abs(found - wanted) / np.abs(wanted).max()
+    assert off.max() <= (0.05 if width < 384 else 0.02)
+    nodes = [node.op_type for node in onnx.load_from_string(widened(path)).graph.node]
+    assert ("MatMulNBits" in nodes) == (width >= 384)
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
