@@ -15,6 +15,7 @@ from phases.cognate.titan import TinyTitan
 
 Format = Literal["fp32", "ternary int8", "ternary int4", "4-bit"]
 SHAPES = {"25m": (216, 11, 4, 2256), "42m": (512, 8, 8, 1408), "110m": (768, 12, 12, 2048)}
+SHAPES |= {"llama": (512, 8, 8, 1536)}  # all widths are multiples of 256, which GGUF's ternary blocks need
 _VOCABULARY, _TIED_HIDDEN = 32_000, 2157
 
 
@@ -60,7 +61,7 @@ def titan_25m(tied: bool, embedding: Literal["int8", "int4"]) -> PackedModel:
 
 
 def _rows(weight: Tensor, form: Format) -> Matrix:
-    return weight if form == "fp32" else quantise_rows(weight, 8 if form in ("ternary int8", "4-bit") else 4)
+    return weight if form == "fp32" else quantise_rows(weight, 8 if form == "ternary int8" else 4)
 
 
 def _block(weight: Tensor, form: Format) -> Matrix:

@@ -1,23 +1,27 @@
 """What ternary weights cost in quality: the exported file against full precision with the same further steps.
 
-A nano model is trained on the standard library's text, then goes on for a tenth of its steps twice: quantised, under
-its own eyes, and in full precision at the best of three learning rates by validation loss. Several seeds of the data
-order; the worst counts.
+A nano model is trained on the standard library's text, then goes on for a tenth of its steps in several ways: quantised
+under its own eyes; in full precision, at the learning rate of three that the first seed's validation loss prefers; and
+with torchao's `bitnet_training`, at the best of two. Seeds are of the data order; the worst counts. What the embedding
+costs is measured against a student whose embedding stays in fp32, on the first seed.
 """
 
+import copy
+import importlib.util
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Baseline, Figure, progress
-from phases.bitnet.config import HeldOutConfig, QuantisationConfig, RecipeConfig
+from benchmarks.harness import Baseline, Figure, progress, torch_threads
+from phases.bitnet.config import HeldOutConfig, QuantisationConfig, RecipeConfig, RowFormat
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
-from phases.bitnet.quality import bits_per_byte, file_bits_per_byte, streams
+from phases.bitnet.quality import Tokens, bits_per_byte, file_bits_per_byte, streams
 from phases.bitnet.recipe import Lesson, control, quantise, sweep
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
@@ -28,61 +32,152 @@ from phases.training.config import TrainingConfig
 from phases.training.loop import train
 
 _ROWS, _LENGTH = 8, 256
-_CONTROL_RATES = (5e-4, 1e-3, 2e-3)
+_CONTROL_RATES, _PEER_RATES = (5e-4, 1e-3, 2e-3), (1e-3, 4e-3)
 _HELD_OUT = HeldOutConfig(tokens=32_768, streams=32)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What every run shares."""
+
+    parent: TinyTitan
+    corpus: Corpus
+    steps: int
+    folder: Path
+    validation: Tokens
+    test: Tokens
+
+    def lesson(self, seed: int) -> Lesson:
+        """Return the parent and the rows of a seed."""
+        return Lesson(self.parent, batches(self.corpus, 100 + seed))
+
+    @property
+    def recipe(self) -> RecipeConfig:
+        """The run's own steps and learning rate."""
+        return RecipeConfig(training=training(self.steps, 4e-3))
+
+    def bits(self, model: TinyTitan, rows: Tokens) -> float:
+        """Return bits per byte of a model in torch."""
+        return bits_per_byte(model, rows, self.corpus.token_bytes)
+
+    def file(self, seed: int, embedding: RowFormat = "int8") -> float:
+        """Train a quantised student and return the bits per byte of its file on the test split."""
+        progress(f"seed {seed}: quantised, embedding in {embedding}, {self.steps} steps")
+        student = quantise(self.lesson(seed), QuantisationConfig(embedding=embedding), self.recipe)
+        path = self.folder / "model.onnx"
+        write_onnx(pack(student), path)
+        return file_bits_per_byte(OnnxModel(path), self.test, self.corpus.token_bytes)
+
+
 def figures(quick: bool) -> list[Figure]:
-    """Train, and return `bpb_ratio_fp_control`."""
+    """Train, and return `bpb_ratio_fp_control`, `gap_vs_torchao` and what the embedding costs."""
     steps, seeds = (300, 1) if quick else (2000, 3)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch_threads(2):
         config = CorpusConfig(vocab_size=2048, max_bytes=12_000_000)
         corpus = prepare(config, seed=0, folder=Path(folder) / "corpus", progress=lambda stage, share: None)
-        parent = _parent(corpus, steps)
-        pairs = [_compare(parent, corpus, steps // 10, seed, Path(folder)) for seed in range(seeds)]
-    worst = max(pairs, key=lambda pair: pair[0] / pair[1])
-    ratios = [file / fair for file, fair in pairs]
-    return [
-        Figure(
+        splits = (streams(corpus, split, _HELD_OUT) for split in ("validation", "test"))
+        trial = _Trial(_parent(corpus, steps), corpus, steps // 10, Path(folder), *splits)
+        rate, first = _best_control(trial)
+        files = [trial.file(seed) for seed in range(seeds)]
+        controls = [first] + [
+            trial.bits(control(trial.lesson(s), trial.recipe, rate), trial.test) for s in range(1, seeds)
+        ]
+        ratios = [file / fair for file, fair in zip(files, controls, strict=True)]
+        worst = ratios.index(max(ratios))
+        ratio = Figure(
             key="bpb_ratio_fp_control",
-            value=worst[0] / worst[1],
+            value=ratios[worst],
             unit="x, exported file, worst seed",
             better="lower",
             goal=None if quick else 1.05,
-            baseline=Baseline(what="full precision, same further steps, bits per byte", value=worst[1]),
-            raw={"ratios": ratios, "file": [p[0] for p in pairs], "control": [p[1] for p in pairs]},
+            baseline=Baseline(what="full precision, same further steps, bits per byte", value=controls[worst]),
+            raw={"ratios": ratios, "file": files, "control": controls},
+        )
+        loss = Figure(
+            key="loss_of_quality",
+            value=100 * (ratios[worst] - 1),
+            unit="% of bits per byte",
+            better="lower",
+            baseline=Baseline(what="claimed by the documents", value=7.0),
+        )
+        return [ratio, loss, *_embedding(trial, files[0], quick), *_against_torchao(trial, files[0], first, quick)]
+
+
+def _best_control(trial: _Trial) -> tuple[float, float]:
+    """Return the learning rate that is best for the control on the first seed, and its bits per byte there."""
+    progress(f"control, {trial.steps} steps at {len(_CONTROL_RATES)} learning rates")
+    fair, losses = sweep(
+        _CONTROL_RATES,
+        lambda rate: control(trial.lesson(0), trial.recipe, rate),
+        lambda model: trial.bits(model, trial.validation),
+    )
+    return min(losses, key=losses.__getitem__), trial.bits(fair, trial.test)
+
+
+def _embedding(trial: _Trial, int8: float, quick: bool) -> list[Figure]:
+    """Compare students whose embeddings are quantised in the loop with one whose embedding is not."""
+    plain = trial.file(0, "fp32")
+    return [
+        Figure(
+            key=f"embedding_{form}_cost",
+            value=100 * (found / plain - 1),
+            unit="% of bits per byte",
+            better="lower",
+            goal=None if quick else goal,
+            baseline=Baseline(what="embedding in fp32, bits per byte", value=plain),
+        )
+        for form, found, goal in (("int8", int8, 0.3), ("int4", trial.file(0, "int4"), 1.0))
+    ]
+
+
+def _against_torchao(trial: _Trial, ours: float, fair: float, quick: bool) -> list[Figure]:
+    """Compare the gaps to the control. torchao's students have ternary blocks only, all else in full precision."""
+    if importlib.util.find_spec("torchao") is None:
+        progress("gap_vs_torchao left out: torchao is not installed (pip install 'agent-forge[dev]')")
+        return []
+
+    def make(rate: float) -> TinyTitan:
+        progress(f"torchao, {trial.steps} steps at {rate:g}")
+        return _torchao(trial, rate)
+
+    best, _ = sweep(_PEER_RATES, make, lambda model: trial.bits(model, trial.validation))
+    theirs = trial.bits(best, trial.test)
+    return [
+        Figure(
+            key="gap_vs_torchao",
+            value=(ours - fair) / (theirs - fair),
+            unit="x of its gap to the control",
+            better="lower",
+            goal=None if quick else 0.5,
+            baseline=Baseline(what="torchao bitnet_training, bits per byte", value=theirs),
         )
     ]
+
+
+def _torchao(trial: _Trial, rate: float) -> TinyTitan:
+    """Return the parent after the same steps with torchao's ternary linear layers, as its documentation has them."""
+    from torchao.prototype.quantized_training import bitnet_training
+    from torchao.quantization import quantize_
+
+    model = copy.deepcopy(trial.parent)
+    quantize_(model.blocks, bitnet_training())
+    config = training(trial.steps, rate).model_copy(update={"precision": "fp32"})  # it knows nothing of autocast
+    rows = batches(trial.corpus, 100)
+    train(model, rows, config, on_step=lambda report: None, save=lambda state: None)
+    return model.eval()
 
 
 def _parent(corpus: Corpus, steps: int) -> TinyTitan:
     progress(f"training the parent for {steps} steps")
     torch.manual_seed(0)
     model = TinyTitan(PRESETS["nano"].model_copy(update={"vocab_size": corpus.vocab_size}))
-    config = _training(steps, 4e-3).model_copy(update={"warmup_steps": 100 if steps > 500 else 20})
-    train(model, _batches(corpus, 1), config, on_step=lambda report: None, save=lambda state: None)
+    config = training(steps, 4e-3).model_copy(update={"warmup_steps": 100 if steps > 500 else 20})
+    train(model, batches(corpus, 1), config, on_step=lambda report: None, save=lambda state: None)
     return model.eval()
 
 
-def _compare(parent: TinyTitan, corpus: Corpus, steps: int, seed: int, folder: Path) -> tuple[float, float]:
-    """Return bits per byte of the exported file and of the best control, on the test split."""
-    progress(f"seed {seed}: quantised and control, {steps} steps each")
-    lesson = Lesson(parent, _batches(corpus, 100 + seed))
-    recipe = RecipeConfig(training=_training(steps, 4e-3))
-    student = quantise(lesson, QuantisationConfig(), recipe)
-    path = folder / "model.onnx"
-    write_onnx(pack(student), path)
-    validation, test = (streams(corpus, split, _HELD_OUT) for split in ("validation", "test"))
-
-    def make(rate: float) -> TinyTitan:
-        return control(lesson, recipe, rate)
-
-    fair, _ = sweep(_CONTROL_RATES, make, lambda model: bits_per_byte(model, validation, corpus.token_bytes))
-    found = file_bits_per_byte(OnnxModel(path), test, corpus.token_bytes)
-    return found, bits_per_byte(fair, test, corpus.token_bytes)
-
-
-def _training(steps: int, rate: float) -> TrainingConfig:
+def training(steps: int, rate: float) -> TrainingConfig:
+    """Return the configuration of a run that ends at a rate of 0."""
     return TrainingConfig(
         steps=steps,
         batch_size=_ROWS,
@@ -94,7 +189,9 @@ def _training(steps: int, rate: float) -> TrainingConfig:
     )
 
 
-def _batches(corpus: Corpus, seed: int) -> Callable[[int], Tensor]:
+def batches(corpus: Corpus, seed: int) -> Callable[[int], Tensor]:
+    """Return the rows of each step."""
+
     def batch(step: int) -> Tensor:
         rows = corpus.batch(step, batch_size=_ROWS, seq_len=_LENGTH, mix={"text": 1.0}, seed=seed)
         return torch.from_numpy(rows)
