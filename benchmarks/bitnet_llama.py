@@ -150,7 +150,8 @@ def _trained(corpus: Corpus, steps: int) -> Any:
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return network.eval()
+    network.train(False)
+    return network
 
 
 @torch.no_grad()

@@ -86,7 +86,8 @@ def _folds(data: mmap.mmap, fields: list[_Field]) -> list[Fold]:
 
 def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], weights: BinaryIO) -> bytes:
     """Write the weights and return the graph that has them outside."""
-    out, raw = bytearray(), dict[str, _Field]()
+    out, first, raw = bytearray(), bytearray(), dict[str, _Field]()
+    largest = max(folds, key=lambda fold: fold.rows * fold.blocks * fold.size).blocks_name.encode()
     moved = {name for fold in folds for name in (fold.codes, fold.scales)}
     dropped = moved - {fold.scales for fold in folds if fold.rows_name}
     for field in _fields(data, graph.value, graph.end):
@@ -99,10 +100,15 @@ def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], weights: BinaryIO)
                 continue
         elif field.number == _NODE and _is_folded(data, field):
             continue
+        elif field.number == _NODE and largest in data[field.start : field.end]:
+            first += data[field.start : field.end]
+            continue
         out += data[field.start : field.end]
     for fold in folds:
         out += _folded(data, fold, raw, weights)
-    return _message(_GRAPH, bytes(out))
+    # The runtime packs weights in the order of nodes, which need not be that of computing. The peak is least when the
+    # one that takes most beside its packed form comes before there are others.
+    return _message(_GRAPH, bytes(first + out))
 
 
 def _folded(data: mmap.mmap, fold: Fold, raw: dict[str, _Field], weights: BinaryIO) -> bytes:
