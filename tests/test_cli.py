@@ -10,6 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from phases import modeldir
+from phases.cognate.presets import PRESETS
+from phases.cognate.titan import TinyTitan
+from phases.corpus.tokenizer import train_tokenizer
+from phases.quietstar.config import ThoughtConfig
+from phases.quietstar.loading import save_thinker
+from phases.quietstar.thinker import Thinker
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,6 +85,24 @@ def test_merge_writes_a_model_directory(tmp_path: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["sha256"] == modeldir.open_ref(str(tmp_path / "out")).sha256
     assert torch.equal(modeldir.load_tensors(str(tmp_path / "out"))["blocks.0.w"], torch.full((2, 2), 2.0))
+
+
+def test_generate_shows_thoughts_where_they_are_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    changes = {"vocab_size": 272, "d_model": 16, "n_layers": 1, "n_heads": 2, "hidden": 16, "segment_len": 16}
+    thinker = Thinker(TinyTitan(PRESETS["nano"].model_copy(update=changes)), ThoughtConfig(length=3, lookahead=2))
+    tokenizer = train_tokenizer(["def f(x): return x"], 272).to_str()
+    lineage = modeldir.Lineage(phase="quietstar", seed=0)
+    uri = str(tmp_path / "model")
+    save_thinker(uri, thinker, tokenizer=tokenizer, lineage=lineage, entropy_threshold=9.0, helps=True)
+    asked = ["generate", uri, "--prompt", "def", "--max-tokens", "2", "--think", "always", "--json"]
+    shown, hidden = (json.loads(forge(*asked, *more).stdout)["thinking"] for more in (["--show-thoughts"], []))
+    assert [thought["said"] for thought in shown.pop("thoughts")] == [0, 1]
+    assert shown == hidden == {"mode": "always", "thought_tokens": 10, "per_token_said": 5.0}
+    (tmp_path / "model/thinking/lineage.json").unlink()
+    refused = forge(*asked)
+    assert refused.returncode == 1
+    assert "has not learned to think" in refused.stderr
 
 
 def test_compliance_gives_findings_and_a_score() -> None:
