@@ -35,14 +35,13 @@ def finish(
     minutes = (end - start).total_seconds() / 60
     refused = {f"{each.agent}: {what}": why for each in evidence if _gates(each) for what, why in each.rejected.items()}
     metrics = _metrics(claims, order, evidence, minutes, len(coordination), len(recoveries), not refused)
-    names = {"baking_summary": SUMMARY, "agent_coordination_log": COORDINATION, "error_recovery_log": RECOVERY}
-    values: dict[str, Any] = {
-        "baking_summary": _summary(order, evidence, metrics, claims, refused),
-        "agent_coordination_log": list(coordination),
-        "error_recovery_log": list(recoveries),
+    written: dict[str, Any] = {
+        SUMMARY: _summary(order, evidence, metrics, claims, refused),
+        COORDINATION: list(coordination),
+        RECOVERY: list(recoveries),
     }
-    for name, value in values.items():
-        storage.write_json(order.path(f"{FOLDER}/{names[name]}"), value)
+    for name, value in written.items():
+        storage.write_json(order.path(f"{FOLDER}/{name}"), value)
     return PhaseResult(
         success=True,
         phase="baking",
@@ -50,7 +49,7 @@ def finish(
         models={"steerable": modeldir.open_ref(order.path(STEERABLE)).model_copy(update={"uri": STEERABLE})},
         metrics=metrics,
         claims=tuple(claims),
-        artifacts={"baked_model": STATE, "optimised": PACKAGE} | {k: f"{FOLDER}/{v}" for k, v in names.items()},
+        artifacts={"baked_model": STATE, "optimised": PACKAGE} | {name: f"{FOLDER}/{name}" for name in written},
         config=order.config.model_dump(mode="json") | {"seed": order.seed},
         degraded=tuple(f"{what}: {why}" for what, why in refused.items()),
         notes=_notes(order),
