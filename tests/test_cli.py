@@ -57,7 +57,7 @@ def test_help_names_every_command() -> None:
         (("quantize", "/nowhere", "out", "--format", "onyx"), "choose one of onnx, gguf, torch, archive"),
         (("audit", "/nowhere"), "/nowhere"),
         (("bake", "/nowhere", "out"), "/nowhere"),
-        (("bake", "/nowhere", "docs"), "exists already"),
+        (("bake", "/nowhere", "."), "exists already"),
         (("bake", "/nowhere", "out", "--strength", "3"), "--strength = 3"),
         (("bake", "/nowhere", "out", "--persona", "/nowhere.yaml"), "persona = '/nowhere.yaml': cannot be read"),
         (("chat", "/nowhere", "--say", " "), "is empty"),
