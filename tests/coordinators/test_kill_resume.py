@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,12 @@ def hashes(run: Path) -> dict[str, str]:
     return {role: ref.sha256 for result in results.values() for role, ref in result.models.items()} | handed_on
 
 
-def run_until(moment: str, run: Path, *config: str) -> None:
-    """Start a run and SIGKILL its driver as soon as a file matches."""
-    kill_at(moment, run, "run", *config, "--run-dir", str(run))
+def kill_at_each(moments: Sequence[str], run: Path, *arguments: str) -> None:
+    """SIGKILL what starts a run at the first moment and each `forge resume` at the next one, then let it finish."""
+    for moment in moments:
+        kill_at(moment, run, *arguments)
+        arguments = ("resume", str(run))
+    forge(*arguments)
 
 
 def kill_at(moment: str, run: Path, *arguments: str) -> None:
@@ -74,9 +78,9 @@ def checkpoint(role: str) -> str:
     return f"01_cognate/checkpoints/{role}/*/manifest.json"
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
+def test_killed_and_resumed_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    moments = [
         "config.yaml",
         "00_corpus/tokenizer.json",
         checkpoint("warm_up"),
@@ -84,58 +88,40 @@ def checkpoint(role: str) -> str:
         checkpoint("reasoning"),
         "01_cognate/models/reasoning/lineage.json",
         "01_cognate/model/lineage.json",
-    ],
-)
-def test_killed_and_resumed_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path, moment: str) -> None:
-    run = tmp_path / "run"
-    run_until(moment, run, *COGNATE)
-    forge("resume", str(run))
+    ]
+    kill_at_each(moments, run, "run", *COGNATE, "--run-dir", str(run))
     assert hashes(run).items() <= hashes(undisturbed).items()
     executed = sum(1 for _ in (run / "01_cognate" / "metrics.jsonl").open())
     clean = sum(1 for _ in (undisturbed / "01_cognate" / "metrics.jsonl").open())
     assert executed < 2 * clean, "work was started again from nothing"
 
 
-@pytest.mark.parametrize("moment", ["02_evomerge/ledger/*", "02_evomerge/evomerge_50gen_final_results.json"])
-def test_a_search_killed_and_resumed_finds_the_same_model(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+def test_a_search_killed_and_resumed_finds_the_same_model(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run_until(moment, run, *CONFIG)
-    forge("resume", str(run))
+    moments = ["02_evomerge/ledger/*", "02_evomerge/evomerge_50gen_final_results.json"]
+    kill_at_each(moments, run, "run", *CONFIG, "--run-dir", str(run))
     assert hashes(run) == hashes(undisturbed)
     ledgers = [{entry.name for entry in (path / "02_evomerge" / "ledger").iterdir()} for path in (run, undisturbed)]
     assert ledgers[0] == ledgers[1]
 
 
-@pytest.fixture(scope="module")
-def thinking(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Return a run of Quiet-STaR alone, and the arguments that made it."""
-    run = tmp_path_factory.mktemp("thinking") / "run"
-    model = str(undisturbed / "02_evomerge" / "model")
-    arguments = ["phase", "quietstar", "--model", model, "--preset", "smoke", "--set=quietstar.training.steps=12"]
-    forge(*arguments, "--out", str(run))
-    return run, arguments
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
+def test_thinking_killed_and_resumed_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    arguments = ["phase", "quietstar", "--model", str(undisturbed / "02_evomerge" / "model"), "--preset", "smoke"]
+    arguments += ["--set=quietstar.training.steps=12"]
+    clean, run = tmp_path / "clean", tmp_path / "run"
+    forge(*arguments, "--out", str(clean))
+    moments = [
         "00_start/model/lineage.json",
         "03_quietstar/checkpoints/stage 0/*/manifest.json",
         "03_quietstar/checkpoints/control/*/manifest.json",
         "03_quietstar/model/thinking/lineage.json",
         "03_quietstar/thoughts.json",
-    ],
-)
-def test_thinking_killed_and_resumed_ends_with_the_same_bytes(
-    thinking: tuple[Path, list[str]], tmp_path: Path, moment: str
-) -> None:
-    run, (undisturbed, arguments) = tmp_path / "run", thinking
-    kill_at(moment, run, *arguments, "--out", str(run))
-    forge("resume", str(run))
+    ]
+    kill_at_each(moments, run, *arguments, "--out", str(run))
     found = hashes(run)
-    assert found == hashes(undisturbed)
+    assert found == hashes(clean)
     assert set(found) == {"thinking", "control", "quietstar"}
-    claims = [[(c.key, c.value) for c in read_result(str(path), "quietstar").claims] for path in (run, undisturbed)]
+    claims = [[(c.key, c.value) for c in read_result(str(path), "quietstar").claims] for path in (run, clean)]
     assert claims[0] == claims[1]
 
 
