@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from phases.errors import ConfigError
+
+if TYPE_CHECKING:
+    from phases.baking.optimise.search import Outcome
 
 console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -181,7 +184,7 @@ def _lines() -> Iterator[str]:
 
 
 def optimize(
-    model: Annotated[str, typer.Argument(help="ONNX file, or a model directory of ours.")],
+    model: Annotated[str, typer.Argument(help="ONNX file, or a model directory or run of ours.")],
     out: Annotated[Path, typer.Argument(help="New folder for the model, its settings and the report.")],
     target: Annotated[str, typer.Option(help="latency, size or memory.")] = "latency",
     max_loss: Annotated[float, typer.Option(help="Most that the smallest cosine of an output may lack to 1.")] = 0.01,
@@ -202,7 +205,7 @@ def optimize(
 
     Example: forge optimize model.onnx fast --target latency --size sequence=128
     """
-    from phases.baking.optimise.package import shown, write_package
+    from phases.baking.optimise.package import write_package
     from phases.baking.optimise.search import Search, optimise
     from phases.baking.optimise.sources import open_source
 
@@ -221,18 +224,27 @@ def optimize(
     if as_json:
         typer.echo(json.dumps(written, indent=2))
         return
-    table = Table(title=f"{model}, one thread")
-    for column in ("", "CPU ms", "x fastest fp32", "MB", "peak MB", "cosine", "loss", ""):
-        table.add_column(column, no_wrap=column in ("", "x fastest fp32"))
-    for candidate in outcome.candidates:
-        name, *rest = shown(candidate)
-        table.add_row(f"{name} *" if name in written["front"] else name, *rest)
-    console.print(table)
-    for name, why in outcome.failed.items():
-        console.print(f"{name} could not be made: {why}", markup=False, highlight=False, soft_wrap=True)
+    _show_candidates(f"{model}, one thread", outcome, written["front"])
     harmful = written["ablation"][outcome.chosen.name]["harmful"]
     console.print(f"fusions that slow it down here: {', '.join(harmful) or 'none'}", highlight=False)
     console.print(f"[bold]chosen[/] {outcome.chosen.name}, in {out}. Next: forge audit {out}", soft_wrap=True)
+
+
+def _show_candidates(title: str, outcome: "Outcome", front: Sequence[str]) -> None:
+    """Print what was tried as a table for 80 columns, and below it why a candidate was dropped."""
+    from phases.baking.optimise.package import shown
+
+    table = Table(title=title)
+    for column in ("", "CPU ms", "x of fp32", "MB", "peak MB", "cosine"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for candidate in outcome.candidates:
+        name, *rest = shown(candidate)
+        style = "dim" if candidate.dropped else ""
+        table.add_row(f"{name} *" if name in front else name, *rest, style=style)
+    console.print(table)
+    dropped = {candidate.name: candidate.dropped for candidate in outcome.candidates if candidate.dropped}
+    for name, why in (dropped | outcome.failed).items():
+        console.print(f"{name}: {why}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _sizes(given: Sequence[str]) -> dict[str, int]:

@@ -61,7 +61,7 @@ def test_help_names_every_command() -> None:
         (("bake", "/nowhere", "out", "--strength", "3"), "--strength = 3"),
         (("bake", "/nowhere", "out", "--persona", "/nowhere.yaml"), "persona = '/nowhere.yaml': cannot be read"),
         (("chat", "/nowhere", "--say", " "), "is empty"),
-        (("optimize", "/nowhere.onnx", "out"), "neither a model directory nor an ONNX file"),
+        (("optimize", "/nowhere.onnx", "out"), "/nowhere.onnx: no such file"),
         (("optimize", "/nowhere.onnx", "out", "--target", "beauty"), "choose latency, size or memory"),
         (("optimize", "/nowhere.onnx", "out", "--size", "batch"), "AXIS=N"),
         (("compliance", "pot10", "/nowhere"), "/nowhere"),

@@ -91,10 +91,8 @@ def shown(candidate: Candidate) -> tuple[str, ...]:
     return (
         candidate.name,
         f"{1e3 * candidate.seconds:.3g}",
-        f"{candidate.speed:.2f} ({candidate.speed_low:.2f}..{candidate.speed_high:.2f})",
+        f"{candidate.speed:.2f} ({candidate.speed_low:.2f}-{candidate.speed_high:.2f})",
         f"{candidate.bytes / 1e6:.2f}",
         f"{candidate.memory / 1e6:.1f}",
-        f"{candidate.cosine:.5f}",
-        f"{candidate.loss:.2g}",
-        candidate.dropped or "kept",
+        f"{candidate.cosine:.4f}",
     )

@@ -38,11 +38,11 @@ def open_source(
     model: str, folder: Path, *, inputs: Path | None, sizes: Mapping[str, int], count: int = 8, seed: int = 0
 ) -> Source:
     """Return what `model` is. Raises `ForgeError`s naming what cannot be optimised, before anything is tried."""
-    if modeldir.is_model(model):
-        return titan_source(model, folder, tokens=sizes.get("T", 32), count=count, seed=seed)
     path = Path(model)
-    if path.suffix != ".onnx" or not path.is_file():
-        raise ArtifactError(f"{model}: neither a model directory nor an ONNX file; export it to ONNX first")
+    if path.suffix != ".onnx":
+        return titan_source(modeldir.find_model(model), folder, tokens=sizes.get("T", 32), count=count, seed=seed)
+    if not path.is_file():
+        raise ArtifactError(f"{model}: no such file; name an ONNX file, a model directory or a run")
     proto = read_model(path)
     session = open_session(path, SessionSettings())
     named = {str(axis) for each in session.get_inputs() for axis in each.shape if not isinstance(axis, int)}
