@@ -20,14 +20,14 @@ from recovery.journal import Journal
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = [
-    "--preset",
-    "smoke",
+    "--preset=smoke",
+    "--phases=cognate,evomerge",
     "--set=cognate.warm_up.steps=24",
     "--set=cognate.training.steps=24",
     "--set=cognate.evaluation.task_instances=4",
     "--set=cognate.evaluation.text_tokens=1024",
 ]
-COGNATE = [*CONFIG, "--phases", "cognate"]
+COGNATE = [*CONFIG, "--phases=cognate"]
 pytestmark = pytest.mark.slow
 
 
