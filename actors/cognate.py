@@ -48,8 +48,7 @@ class Pretrainer(Trainer):
 
     def train(self, task: str, job: Job, seed: int) -> ModelRef:
         """Train the job's model and return its reference."""
-        rate = job.training.learning_rate * self.attempt.learning_rate_factor
-        given = replace(job, training=job.training.model_copy(update={"learning_rate": rate}))
+        given = replace(job, training=self.slowed(job.training))
         return self.resumed(
             task,
             job.role,

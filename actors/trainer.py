@@ -23,6 +23,11 @@ Work = Callable[[TrainState | None, Callable[[TrainState], None], Callable[[Step
 class Trainer(Agent):
     """An agent whose tasks are training runs."""
 
+    def slowed(self, training: TrainingConfig) -> TrainingConfig:
+        """Return the training with the learning rate that is left after rollbacks."""
+        rate = training.learning_rate * self.attempt.learning_rate_factor
+        return training.model_copy(update={"learning_rate": rate})
+
     def resumed(self, task: str, role: str, folder: str, training: TrainingConfig, work: Work) -> ModelRef:
         """Do `work` from the newest good checkpoint of `role`, and return its model; `folder` is the phase's."""
         torch.set_num_threads(training.threads)

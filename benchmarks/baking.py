@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.harness import Baseline, Figure, bootstrap, progress, torch_threads
+from benchmarks.harness import Baseline, Figure, progress, torch_threads
 from phases.baking.config import PromptBakingConfig
 from phases.baking.dialogues import Prompt, contradicting, draw_request
 from phases.baking.examples import Example, baking_examples, draw_requests, retention_examples
@@ -26,6 +26,7 @@ from phases.baking.prompt_baking import bake
 from phases.cognate.memory import MemoryConfig
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.seeds import child_seed, numpy_rng
+from phases.timing import bootstrap
 from phases.training.config import TrainingConfig
 from phases.training.loop import train
 

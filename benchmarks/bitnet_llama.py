@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bitnet_models import decoder
-from benchmarks.harness import Baseline, Figure, bootstrap, progress, torch_threads
+from benchmarks.harness import Baseline, Figure, progress, torch_threads
 from phases.bitnet.activations import BLOCK_128
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.gguf_file import write_gguf
@@ -32,6 +32,7 @@ from phases.corpus.config import CorpusConfig
 from phases.corpus.packed import Corpus
 from phases.corpus.prepare import prepare
 from phases.corpus.tokenizer import train_tokenizer
+from phases.timing import bootstrap
 
 _PAST, _TOKENS = 128, 48
 _CONTEXT, _VOCABULARY, _LENGTH = 512, 2048, 128

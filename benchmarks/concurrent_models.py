@@ -26,12 +26,13 @@ import numpy as np
 import ray
 
 from actors.agent import Agent, Task
-from benchmarks.harness import Baseline, Figure, bootstrap, progress
+from benchmarks.harness import Baseline, Figure, progress
 from coordinators.phase import PhaseCoordinator, Role, RunContext
 from coordinators.schedule import awaited
 from phases import storage
 from phases.errors import ForgeError, NumericalError
 from phases.seeds import child_seed
+from phases.timing import bootstrap
 
 MODELS = tuple(f"model-{number}" for number in range(10))
 AGENTS = ("north", "east", "south", "west")

@@ -23,10 +23,11 @@ from typing import Any
 import ray
 
 from actors.flow import FlowClient, Publisher
-from benchmarks.harness import Baseline, Figure, bootstrap, progress
+from benchmarks.harness import Baseline, Figure, progress
 from coordinators.dataflow import flow_uri, inspect, spawn_flow
 from coordinators.deliveries import FlowSettings
 from phases import storage
+from phases.timing import bootstrap
 from recovery.inbox import Inbox, Message
 
 RECEIVERS = ("one", "two", "three")

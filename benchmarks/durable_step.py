@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import FOLDER, Baseline, Figure, bootstrap, progress
+from benchmarks.harness import FOLDER, Baseline, Figure, progress
 from phases.errors import ForgeError
+from phases.timing import bootstrap
 from recovery.commits import Commits
 from recovery.inputs import input_hash
 from recovery.journal import Journal

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from phases import storage
 from phases.errors import ConfigError, ForgeError
+from phases.timing import Samples, bootstrap, interleaved
 from phases.version import code_version
 
 FOLDER = Path(__file__).resolve().parent
@@ -167,39 +167,20 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def interleave(
     candidates: Mapping[str, Callable[[], object]], repetitions: int, *, threads: int = 1, warmup: int = 1
-) -> dict[str, list[float]]:
+) -> Samples:
     """Time each candidate once per repetition, in turns, and return name -> CPU seconds of each repetition.
 
     Every second repetition runs in reverse order, so that drift and cache state favour nobody. With one thread the
     clock is the calling thread's, with more it is the whole process's (all of torch's workers; nothing else may run).
     """
     clock = time.thread_time if threads == 1 else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+
+    def tell(number: int, seconds: Samples) -> None:
+        latest = "  ".join(f"{name} {series[-1]:.3g} s" for name, series in seconds.items())
+        progress(f"repetition {number + 1}/{repetitions}: {latest}")
+
     with torch_threads(threads):
-        for repetition in range(-warmup, repetitions):
-            names = list(candidates)[:: 1 if repetition % 2 == 0 else -1]
-            for name in names:
-                start = clock()
-                candidates[name]()
-                spent = clock() - start
-                if repetition >= 0:
-                    seconds[name].append(spent)
-            if repetition >= 0:
-                latest = "  ".join(f"{name} {series[-1]:.3g} s" for name, series in seconds.items())
-                progress(f"repetition {repetition + 1}/{repetitions}: {latest}")
-    return seconds
-
-
-def bootstrap(
-    values: Sequence[float],
-    statistic: Callable[..., np.ndarray] = np.median,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """Return the 95% percentile interval of `statistic(array, axis=1)` over `values`, from a fixed seed."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(array), (resamples, len(array)))
-    low, high = np.quantile(statistic(array[draws], axis=1), [0.025, 0.975])
-    return float(low), float(high)
+        return interleaved(candidates, repetitions, warmup, clock=clock, on_round=tell)
 
 
 def ratio_figure(

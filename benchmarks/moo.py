@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Baseline, Figure, bootstrap, progress
+from benchmarks.harness import Baseline, Figure, progress
 from phases.errors import ConfigError
 from phases.evomerge.engine import EvoEngine, EvolutionConfig, Outcome
 from phases.evomerge.space import real_space
+from phases.timing import bootstrap
 
 _PROBLEMS = ("zdt1", "zdt2", "zdt3", "dtlz2")
 _POPULATION, _GENERATIONS = 100, 100

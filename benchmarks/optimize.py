@@ -19,8 +19,8 @@ from phases.baking.optimise.inputs import Inputs
 from phases.baking.optimise.quality import agreement, outputs
 from phases.baking.optimise.search import Outcome, Search, compared, transformed
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session
-from phases.baking.optimise.timing import interleaved
 from phases.baking.optimise.transforms import TRANSFORMS
+from phases.timing import interleaved
 
 _LENGTH, _MOST_LOSS = 128, 0.006
 

@@ -28,9 +28,9 @@ from phases.baking.optimise.quality import agreement, outputs
 from phases.baking.optimise.search import Outcome, Search, compared, transformed
 from phases.baking.optimise.session import SessionSettings, node_counts, open_session
 from phases.baking.optimise.sources import Source, titan_source
-from phases.baking.optimise.timing import interleaved
 from phases.baking.phase import MODEL, Order
 from phases.errors import ArtifactError
+from phases.timing import interleaved
 
 PACKAGE, WORK = f"{FOLDER}/optimised", f"{FOLDER}/optimise"
 _ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import forge
 from benchmarks import harness
-from benchmarks.harness import Figure, bootstrap, discover, execute, interleave, machine, peak_rss, ratio_figure
+from benchmarks.harness import Figure, discover, execute, interleave, machine, peak_rss, ratio_figure
 from phases.errors import ConfigError, ForgeError
+from phases.timing import bootstrap
 
 
 @pytest.mark.parametrize(

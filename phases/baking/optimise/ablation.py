@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from phases.baking.optimise.session import Feeds, Level, SessionSettings, node_counts, open_session, runs
-from phases.baking.optimise.timing import Ratio, Samples, interleaved, median, speed_ratio
+from phases.baking.optimise.timing import Ratio, median, speed_ratio
+from phases.timing import Samples, interleaved
 
 PASSES = (
     "AttentionFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion", "BiasSoftmaxFusion",

@@ -18,9 +18,10 @@ from phases.baking.optimise.inputs import Inputs
 from phases.baking.optimise.memory import peak_bytes
 from phases.baking.optimise.quality import Outputs, agreement, outputs
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session, runs
-from phases.baking.optimise.timing import Samples, interleaved, median, speed_ratio
+from phases.baking.optimise.timing import median, speed_ratio
 from phases.baking.optimise.transforms import TRANSFORMS, Transform
 from phases.errors import ForgeError
+from phases.timing import Samples, interleaved
 
 Show = Callable[[str], None]
 EAGER = "torch eager"
