@@ -9,29 +9,21 @@ costs is measured against a student whose embedding stays in fp32, on the first 
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from benchmarks.harness import Baseline, Figure, progress, torch_threads
+from benchmarks.text_model import batches, corpus_of, parent, training
 from phases.bitnet.config import HeldOutConfig, QuantisationConfig, RecipeConfig, RowFormat
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.quality import Tokens, bits_per_byte, file_bits_per_byte, streams
 from phases.bitnet.recipe import Lesson, control, quantise, sweep
-from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
-from phases.corpus.config import CorpusConfig
 from phases.corpus.packed import Corpus
-from phases.corpus.prepare import prepare
-from phases.training.config import TrainingConfig
 from phases.training.loop import train
 
-_ROWS, _LENGTH = 8, 256
 _CONTROL_RATES, _PEER_RATES = (5e-4, 1e-3, 2e-3), (1e-3, 4e-3)
 _HELD_OUT = HeldOutConfig(tokens=32_768, streams=32)
 
@@ -73,10 +65,9 @@ def figures(quick: bool) -> list[Figure]:
     """Train, and return `bpb_ratio_fp_control`, `gap_vs_torchao` and what the embedding costs."""
     steps, seeds = (300, 1) if quick else (2000, 3)
     with tempfile.TemporaryDirectory() as folder, torch_threads(2):
-        config = CorpusConfig(vocab_size=2048, max_bytes=12_000_000)
-        corpus = prepare(config, seed=0, folder=Path(folder) / "corpus", progress=lambda stage, share: None)
+        corpus = corpus_of(Path(folder) / "corpus")
         splits = (streams(corpus, split, _HELD_OUT) for split in ("validation", "test"))
-        trial = _Trial(_parent(corpus, steps), corpus, steps // 10, Path(folder), *splits)
+        trial = _Trial(parent(corpus, steps), corpus, steps // 10, Path(folder), *splits)
         rate, first = _best_control(trial)
         files = [trial.file(seed) for seed in range(seeds)]
         controls = [first] + [
@@ -168,35 +159,3 @@ def _torchao(trial: _Trial, rate: float) -> TinyTitan:
     rows = batches(trial.corpus, 100)
     train(model, rows, config, on_step=lambda report: None, save=lambda state: None)
     return model.eval()
-
-
-def _parent(corpus: Corpus, steps: int) -> TinyTitan:
-    progress(f"training the parent for {steps} steps")
-    torch.manual_seed(0)
-    model = TinyTitan(PRESETS["nano"].model_copy(update={"vocab_size": corpus.vocab_size}))
-    config = training(steps, 4e-3).model_copy(update={"warmup_steps": 100 if steps > 500 else 20})
-    train(model, batches(corpus, 1), config, on_step=lambda report: None, save=lambda state: None)
-    return model.eval()
-
-
-def training(steps: int, rate: float) -> TrainingConfig:
-    """Return the configuration of a run that ends at a rate of 0."""
-    return TrainingConfig(
-        steps=steps,
-        batch_size=_ROWS,
-        seq_len=_LENGTH,
-        learning_rate=rate,
-        warmup_steps=min(10, steps),
-        final_learning_rate=0.0,
-        checkpoint_every=steps + 1,
-    )
-
-
-def batches(corpus: Corpus, seed: int) -> Callable[[int], Tensor]:
-    """Return the rows of each step."""
-
-    def batch(step: int) -> Tensor:
-        rows = corpus.batch(step, batch_size=_ROWS, seq_len=_LENGTH, mix={"text": 1.0}, seed=seed)
-        return torch.from_numpy(rows)
-
-    return batch

@@ -1,8 +1,8 @@
 """Quiet-STaR: is the attention of parallel thoughts exact and fast, and do thoughts help where they can?
 
 Exactness is measured against a loop over positions that reads each prefix with its thought as plain text; speed against
-the dense mask of the published code, in CPU time. Whether thoughts help is asked on serial arithmetic
-(`quietstar_task.py`), where useful thoughts are in the prior, with controls that must not help.
+the dense mask of the published code, in CPU time. Whether thoughts help is asked on serial arithmetic, where useful
+ones are in the prior (`quietstar_gain.py`), and on real text (`quietstar_text.py`).
 """
 
 import os
@@ -12,24 +12,15 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_figure, torch_threads
+from benchmarks import quietstar_gain, quietstar_text
+from benchmarks.harness import Figure, interleave, progress, ratio_figure, torch_threads
 from benchmarks.quietstar_dense import think_densely
-from benchmarks.quietstar_task import (
-    OPERATIONS,
-    THOUGHTS,
-    accuracy,
-    answers_directly,
-    documents,
-    prior,
-    quietstar,
-    task_learning,
-)
 from phases.cognate.memory import MemoryConfig
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan, TitanConfig
-from phases.quietstar import coherence, sources
+from phases.quietstar import sources
 from phases.quietstar.chain import START_ID
-from phases.quietstar.config import LearningConfig, ThoughtConfig
+from phases.quietstar.config import ThoughtConfig
 from phases.quietstar.sampling import SamplingConfig
 from phases.quietstar.thinker import Thinker
 from phases.quietstar.window import Stage, Thoughts
@@ -37,15 +28,14 @@ from phases.seeds import torch_rng
 from phases.training.config import TrainingConfig
 from phases.training.loop import resolve_precision
 
-GREEDY = SamplingConfig(temperature=0)
-PRIOR_STEPS, UPDATES = 1500, 200
-
 
 def run(quick: bool) -> list[Figure]:
     """Measure on one thread. Quick: texts of 192 tokens, fewer random cases, one seed of the task."""
     with torch_threads(1):
         timed = speed(192, 8, 2) if quick else speed(512, 16, 3)
-        found = [*exactness(5 if quick else 30), leak(), *timed, *task(range(1 if quick else 5))]
+        seeds = range(1 if quick else 5)
+        found = [*exactness(5 if quick else 30), leak(), *timed]
+        found += [*quietstar_gain.figures(seeds), *quietstar_text.figures(seeds, quick)]
     return [*found, latency(1 if quick else 3)]
 
 
@@ -206,105 +196,3 @@ def latency(repetitions: int) -> Figure:
         goal=2.0,
         raw={"repetitions": seconds[1:]},
     )
-
-
-def task(seeds: range) -> list[Figure]:
-    """Train the serial arithmetic from every seed, with controls at test time, trained twins, and coherence before."""
-    found: dict[str, list[float]] = {}
-
-    def note(key: str, value: float) -> None:
-        found.setdefault(key, []).append(value)
-        progress(f"{key}: {value:.3f}")
-
-    greedy = sources.sampled(GREEDY)
-    for seed in seeds:
-        model = prior(seed, PRIOR_STEPS)
-        for key, value in coherence_before(model, seed).items():
-            note(key, value)
-        thinking = quietstar(model, seed, UPDATES, task_learning())
-        note("thought_accuracy", accuracy(thinking, greedy, seed))
-        for control in ("pause", "random"):
-            note(f"swapped_{control}", accuracy(thinking, getattr(sources, control), seed))
-        note("control_shuffled", accuracy(thinking, sources.shuffled(GREEDY), seed))
-        note("control_none", answers_directly(model, seed, UPDATES))
-        for control in ("pause", "random"):
-            source = getattr(sources, control)
-            twin = quietstar(model, seed, UPDATES, task_learning(policy_weight=0), source=source)
-            note(f"control_{control}", accuracy(twin, source, seed))
-        likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
-        note("without_reinforce", accuracy(likelihood_only, greedy, seed))
-    return _task_figures(found)
-
-
-def _task_figures(found: dict[str, list[float]]) -> list[Figure]:
-    direct = statistics.mean(found["control_none"])
-    baseline = Baseline(what="answering directly, after as many updates", value=direct)
-    reached = sum(value >= 0.95 for value in found["thought_accuracy"])
-    seeds = len(found["thought_accuracy"])
-    made = [
-        Figure(
-            key="thought_seeds",
-            value=reached,
-            unit=f"seeds of {seeds} at .95 or more",
-            better="higher",
-            goal=0.8 * seeds,
-            baseline=baseline,
-        )
-    ]
-    goals = {
-        "control_pause": direct + 0.03,
-        "control_random": direct + 0.03,
-        "control_shuffled": direct + 0.03,
-        "coherence_auc_min": 0.95,
-        "coherence_auc_right_wrong": 0.60,
-    }
-    for key, series in found.items():
-        made.append(
-            Figure(
-                key=key,
-                value=min(series) if key == "coherence_auc_min" else statistics.mean(series),
-                unit="area under the curve" if "auc" in key else "share of answers",
-                better="higher" if key in ("thought_accuracy", "control_none") or "auc" in key else "lower",
-                goal=goals.get(key),
-                baseline=None if "auc" in key else baseline,
-                low=min(series),
-                high=max(series),
-                raw={"seeds": series},
-            )
-        )
-    return made
-
-
-@torch.no_grad()
-def coherence_before(model: TinyTitan, seed: int, count: int = 100) -> dict[str, float]:
-    """Return how well the total tells sampled thoughts from corrupted ones, and right from wrong, before Quiet-STaR."""
-    torch.manual_seed(seed)
-    thinker = Thinker(model, THOUGHTS, LearningConfig(initial_weight=0.9)).eval()
-    rows = documents(count, torch_rng(seed, "serial", "coherence")).rows
-    seen, place = thinker.observe(rows), OPERATIONS + 1
-
-    def scores(thoughts: Tensor) -> dict[str, Tensor]:
-        tokens = seen.tokens.clone()
-        tokens[:, place] = thoughts
-        measured = coherence.components(coherence.evidence(thinker, rows, tokens.flatten(1, 2)))
-        here = {name: score.view(count, -1, THOUGHTS.parallel)[:, place].flatten() for name, score in measured.items()}
-        return here | {"total": coherence.total(here)}
-
-    real = seen.tokens[:, place]
-    own = scores(real)
-    corrupted = {
-        "shuffled": real.roll(1, 0),
-        "random": torch.randint_like(real, 16, len(thinker.head_weight)),
-        "constant": torch.full_like(real, int(real[0, 0, 0])),
-    }
-    areas = dict[str, float]()
-    for kind, thoughts in corrupted.items():
-        for name, score in scores(thoughts).items():
-            areas[f"{name}_{kind}"] = coherence.auc(own[name], score)
-            progress(f"AUC of {name} against {kind} thoughts: {areas[f'{name}_{kind}']:.3f}")
-    right = (seen.mixed[:, place, :, 0] @ thinker.head_weight.T).argmax(-1) == rows[:, place + 1 : place + 2]
-    right = right.flatten()
-    return {
-        "coherence_auc_min": min(areas.values()),
-        "coherence_auc_right_wrong": coherence.auc(own["total"][right], own["total"][~right]),
-    }

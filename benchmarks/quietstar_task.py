@@ -24,12 +24,13 @@ from phases.quietstar.sources import Source
 from phases.quietstar.thinker import Thinker
 from phases.seeds import torch_rng
 from phases.training.config import TrainingConfig
-from phases.training.loop import StepReport, train
+from phases.training.loop import train
 
 OPERATIONS, MODULUS = 5, 5
 VALUE, OPERATION, EQUALS = 16, 32, 60  # ids of 0, of x -> 1 x + 0, and of the sign before the answer
-VALUES_SHARE = 0.3
+VALUES_SHARE, EARLY_SHARE = 0.3, 0.6
 DOCUMENTS = 16  # of an update
+RATE = 5e-4  # of the updates; at 1e-3 the style is found as soon, but the model forgets a tenth of its first operations
 THOUGHTS = ThoughtConfig(parallel=4, length=OPERATIONS, lookahead=2, injection="all")
 
 
@@ -83,8 +84,8 @@ def titan_config() -> TitanConfig:
 def prior(seed: int, steps: int) -> TinyTitan:
     """Return a model that has read one batch of direct documents for three of worked ones.
 
-    The last 200 steps have the shares of useful and useless thoughts that Quiet-STaR starts from. Before, all are
-    useful, which only saves time: learning the operations from the 30% takes thousands of steps.
+    The last 200 steps have the shares of useful and useless thoughts that Quiet-STaR starts from. Before, more are
+    useful, which only saves time: both styles have to be learned until they are written without errors.
     """
     torch.manual_seed(seed)
     model = TinyTitan(titan_config())
@@ -95,30 +96,40 @@ def prior(seed: int, steps: int) -> TinyTitan:
         generator = torch_rng(seed, "serial", "prior", step)
         if step % 4 == 0:
             return documents(64, generator).rows
-        return worked(64, generator, VALUES_SHARE if step >= steps - 200 else 1.0)
+        return worked(64, generator, VALUES_SHARE if step >= steps - 200 else EARLY_SHARE)
 
     _train(model, batches, steps, 64, 3e-3)
     return model
 
 
 def quietstar(
-    model: TinyTitan,
-    seed: int,
-    updates: int,
-    learning: LearningConfig,
-    *,
-    source: Source | None = None,
-    on_step: Callable[[Thinker, StepReport], None] | None = None,
+    model: TinyTitan, seed: int, updates: int, learning: LearningConfig, source: Source | None = None
 ) -> Thinker:
     """Train a copy of `model` on prompts and answers, thinking everywhere."""
     torch.manual_seed(seed)
     thinker = Thinker(copy.deepcopy(model), THOUGHTS, learning, source=source)
-
-    def batches(step: int) -> Tensor:
-        return documents(DOCUMENTS, torch_rng(seed, "serial", "thinking", step)).rows
-
-    _train(thinker, batches, updates, DOCUMENTS, 1e-3, lambda report: on_step(thinker, report) if on_step else None)
+    _train(thinker, _prompts(seed), updates, DOCUMENTS, RATE)
     return thinker
+
+
+def thought_free(thinker: Thinker, seed: int, updates: int) -> TinyTitan:
+    """Return a copy without thoughts, after stages of `updates` each with one thought token less (Fast-Quiet-STaR)."""
+    torch.manual_seed(seed)
+    for length in range(OPERATIONS - 1, 0, -1):
+        shorter = Thinker(
+            copy.deepcopy(thinker.model), THOUGHTS.model_copy(update={"length": length}), thinker.learning
+        )
+        shorter.load_state_dict(thinker.state_dict())
+        _train(shorter, _prompts(seed, length), updates, DOCUMENTS, RATE)
+        thinker = shorter
+    return reads_on(thinker.model, seed, updates)
+
+
+def reads_on(model: TinyTitan, seed: int, updates: int) -> TinyTitan:
+    """Train a copy without thoughts on as many prompts and answers."""
+    trained = copy.deepcopy(model)
+    _train(trained, _prompts(seed), updates, DOCUMENTS, RATE)
+    return trained
 
 
 @torch.no_grad()
@@ -134,17 +145,11 @@ def accuracy(thinker: Thinker, source: Source, seed: int, count: int = 500) -> f
     return right / count
 
 
-def answers_directly(model: TinyTitan, seed: int, updates: int) -> float:
-    """Train a copy without thoughts on as many prompts and answers; return its share of right answers."""
-    trained = copy.deepcopy(model)
-
-    def batches(step: int) -> Tensor:
-        return documents(DOCUMENTS, torch_rng(seed, "serial", "thinking", step)).rows
-
-    _train(trained, batches, updates, DOCUMENTS, 1e-3)
-    rows = documents(500, torch_rng(seed, "serial", "test")).rows
-    with torch.no_grad():
-        predicted = trained(rows[:, : OPERATIONS + 2])[0][:, -1].argmax(-1)
+@torch.no_grad()
+def direct_accuracy(model: TinyTitan, seed: int, count: int = 500) -> float:
+    """Return the share of answers that are the likeliest token right behind the prompt."""
+    rows = documents(count, torch_rng(seed, "serial", "test")).rows
+    predicted = model(rows[:, : OPERATIONS + 2])[0][:, -1].argmax(-1)
     return float((predicted == rows[:, OPERATIONS + 2]).float().mean())
 
 
@@ -157,13 +162,21 @@ def task_learning(policy_weight: float = 10.0) -> LearningConfig:
     return LearningConfig(initial_weight=0.5, policy_weight=policy_weight)
 
 
+def _prompts(seed: int, stage: int = OPERATIONS) -> Callable[[int], Tensor]:
+    """Return the prompts and answers of each step; `stage` is how long thoughts are."""
+
+    def batches(step: int) -> Tensor:
+        return documents(DOCUMENTS, torch_rng(seed, "serial", "thinking", stage, step)).rows
+
+    return batches
+
+
 def _train(
     model: nn.Module,
     batches: Callable[[int], Tensor],
     steps: int,
     rows: int,
     rate: float,
-    on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
     config = TrainingConfig(
         steps=steps,
@@ -174,4 +187,4 @@ def _train(
         checkpoint_every=steps + 1,
         precision="fp32",
     )
-    train(model, batches, config, on_step=on_step, save=lambda state: None)
+    train(model, batches, config, on_step=lambda report: None, save=lambda state: None)

@@ -5,6 +5,8 @@
 - relevance (25%): how much likelier the thought is behind its own text than behind other texts
 - fluency (20%): how likely its tokens are where they stand, from what uniform ones are up to certainty
 
+A token that is less likely than a uniform one counts as that likely: how impossible the impossible is, is noise.
+
 It is for after training: it is in no reward and filters nothing before, when useful thoughts are not the fluent ones.
 
 Shapes: N thoughts of n tokens; log-probabilities are in nats per token, all scores in [0, 1].
@@ -106,7 +108,7 @@ def _read(thinker: Thinker, seen: Observed) -> tuple[Tensor, Tensor]:
     logs, cosines = list[Tensor](), list[Tensor]()
     for hidden, tokens in zip(seen.inner.flatten(0, 3).split(size), seen.tokens.flatten().split(size), strict=True):
         p = torch.softmax((hidden @ head.T).float(), -1)
-        logs.append(p.gather(1, tokens.unsqueeze(1)).squeeze(1).clamp_min(1e-12).log())
+        logs.append(p.gather(1, tokens.unsqueeze(1)).squeeze(1).clamp_min(1 / len(head)).log())
         cosines.append(F.cosine_similarity(p @ centred, centred[tokens], dim=-1))
     shape = (len(seen.tokens), -1, seen.tokens.shape[3])
     return torch.cat(logs).view(shape).mean(-1), torch.cat(cosines).view(shape).mean(-1)

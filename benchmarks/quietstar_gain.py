@@ -1,0 +1,141 @@
+"""Do thoughts help where they can? Serial arithmetic from several seeds, with controls that must not help.
+
+Controls at test time swap a trained model's thoughts; trained twins have had other thoughts, or none, from the start.
+Before Quiet-STaR the coherence of thoughts is judged: does it tell them from corrupted ones, and right from wrong?
+"""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.quietstar_task import (
+    OPERATIONS,
+    THOUGHTS,
+    accuracy,
+    direct_accuracy,
+    documents,
+    prior,
+    quietstar,
+    reads_on,
+    task_learning,
+    thought_free,
+)
+from phases.cognate.titan import TinyTitan
+from phases.quietstar import coherence, sources
+from phases.quietstar.config import LearningConfig
+from phases.quietstar.sampling import SamplingConfig
+from phases.quietstar.thinker import Thinker
+from phases.seeds import torch_rng
+
+GREEDY = SamplingConfig(temperature=0)
+PRIOR_STEPS, UPDATES, STAGE_UPDATES = 2500, 100, 60
+
+
+def figures(seeds: Sequence[int]) -> list[Figure]:
+    """Train from every seed, with controls at test time, trained twins, and coherence before."""
+    found: dict[str, list[float]] = {}
+
+    def note(key: str, value: float) -> None:
+        found.setdefault(key, []).append(value)
+        progress(f"{key}: {value:.3f}")
+
+    greedy = sources.sampled(GREEDY)
+    for seed in seeds:
+        model = prior(seed, PRIOR_STEPS)
+        for key, value in coherence_before(model, seed).items():
+            note(key, value)
+        note("before", accuracy(Thinker(model, THOUGHTS), greedy, seed))
+        thinking = quietstar(model, seed, UPDATES, task_learning())
+        note("thought_accuracy", accuracy(thinking, greedy, seed))
+        for control in ("pause", "random"):
+            note(f"swapped_{control}", accuracy(thinking, getattr(sources, control), seed))
+        note("control_shuffled", accuracy(thinking, sources.shuffled(GREEDY), seed))
+        note("control_none", direct_accuracy(reads_on(model, seed, UPDATES), seed))
+        for control in ("pause", "random"):
+            source = getattr(sources, control)
+            twin = quietstar(model, seed, UPDATES, task_learning(policy_weight=0), source)
+            note(f"control_{control}", accuracy(twin, source, seed))
+        likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
+        note("without_reinforce", accuracy(likelihood_only, greedy, seed))
+        note("thought_free", direct_accuracy(thought_free(thinking, seed, STAGE_UPDATES), seed))
+    return _task_figures(found)
+
+
+def _task_figures(found: dict[str, list[float]]) -> list[Figure]:
+    mean = {key: statistics.mean(series) for key, series in found.items()}
+    thought, direct = found["thought_accuracy"], mean["control_none"]
+    baseline = Baseline(what="answering directly, after as many updates", value=direct)
+    figures = [
+        Figure(
+            key="thought_accuracy",
+            value=sum(value >= 0.95 for value in thought),
+            unit=f"seeds of {len(thought)} at .95 or more",
+            better="higher",
+            goal=0.8 * len(thought),
+            baseline=baseline,
+            raw={"seeds": thought},
+        ),
+        Figure(
+            key="curriculum_kept",
+            value=(mean["thought_free"] - direct) / (mean["thought_accuracy"] - direct),
+            unit="of the gain, without thoughts after stages of fewer",
+            better="higher",
+            goal=0.5,
+            raw={"thought free": found["thought_free"]},
+        ),
+    ]
+    goals = {f"control_{name}": direct + 0.03 for name in ("pause", "random", "shuffled")}
+    goals |= {"coherence_auc_min": 0.95, "coherence_auc_right_wrong": 0.60}
+    for key, series in found.items():
+        figures.append(
+            Figure(
+                key="thought_accuracy_mean" if key == "thought_accuracy" else key,
+                value=min(series) if key == "coherence_auc_min" else mean[key],
+                unit="area under the curve" if "auc" in key else "share of answers",
+                better="lower" if key.startswith(("control", "swapped")) else "higher",
+                goal=goals.get(key),
+                baseline=None if "auc" in key else baseline,
+                low=min(series),
+                high=max(series),
+                raw={"seeds": series},
+            )
+        )
+    return figures
+
+
+@torch.no_grad()
+def coherence_before(model: TinyTitan, seed: int, count: int = 100) -> dict[str, float]:
+    """Return how well the total tells sampled thoughts from corrupted ones, and right from wrong, before Quiet-STaR."""
+    torch.manual_seed(seed)
+    thinker = Thinker(model, THOUGHTS, LearningConfig(initial_weight=0.9)).eval()
+    rows = documents(count, torch_rng(seed, "serial", "coherence")).rows
+    seen, place = thinker.observe(rows), OPERATIONS + 1
+
+    def scores(thoughts: Tensor) -> dict[str, Tensor]:
+        tokens = seen.tokens.clone()
+        tokens[:, place] = thoughts
+        measured = coherence.components(coherence.evidence(thinker, rows, tokens.flatten(1, 2)))
+        here = {name: score.view(count, -1, THOUGHTS.parallel)[:, place].flatten() for name, score in measured.items()}
+        return here | {"total": coherence.total(here)}
+
+    real = seen.tokens[:, place]
+    own = scores(real)
+    corrupted = {
+        "shuffled": real.roll(1, 0),
+        "random": torch.randint_like(real, 16, len(thinker.head_weight)),
+        "constant": torch.full_like(real, int(real[0, 0, 0])),
+    }
+    areas = dict[str, float]()
+    for kind, thoughts in corrupted.items():
+        for name, score in scores(thoughts).items():
+            areas[f"{name}_{kind}"] = coherence.auc(own[name], score)
+            progress(f"AUC of {name} against {kind} thoughts: {areas[f'{name}_{kind}']:.3f}")
+    right = (seen.mixed[:, place, :, 0] @ thinker.head_weight.T).argmax(-1) == rows[:, place + 1 : place + 2]
+    right = right.flatten()
+    return {
+        "coherence_auc_min": min(areas.values()),
+        "coherence_auc_right_wrong": coherence.auc(own["total"][right], own["total"][~right]),
+    }
