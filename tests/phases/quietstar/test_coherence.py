@@ -1,5 +1,6 @@
 """Coherence: every score moves with its own measurement alone, and corrupted thoughts are told from real ones."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -71,7 +72,8 @@ def test_measurements_are_those_of_plain_text(thinker: Thinker) -> None:
         thought = thoughts[1, place * 2 + each, order].tolist()
         text = [*rows[row, : place + 1].tolist(), 2, *thought]
         logs = torch.log_softmax(model.read(torch.tensor([text])).outputs[0] @ model.head_weight.T, -1)
-        return sum(float(logs.detach()[place + 1 + k, token]) for k, token in enumerate(thought)) / len(thought)
+        logged = (float(logs.detach()[place + 1 + k, token]) for k, token in enumerate(thought))
+        return sum(max(log, -math.log(len(model.head_weight))) for log in logged) / len(thought)
 
     own, others = log_probability(1, [0, 1, 2, 3]), [log_probability(row, [0, 1, 2, 3]) for row in (2, 0)]
     index = 1 * thoughts.shape[1] + place * 2 + each
