@@ -47,7 +47,7 @@ def figures(seeds: Sequence[int]) -> list[Figure]:
         model = prior(seed, PRIOR_STEPS)
         for key, value in coherence_before(model, seed).items():
             note(key, value)
-        note("before", accuracy(Thinker(model, THOUGHTS), greedy, seed))
+        note("before", accuracy(Thinker(model, THOUGHTS, task_learning()), greedy, seed))
         thinking = quietstar(model, seed, UPDATES, task_learning())
         note("thought_accuracy", accuracy(thinking, greedy, seed))
         for control in ("pause", "random"):

@@ -1,7 +1,8 @@
 """Running a packed model in torch: weights stay in 2, 4 or 8 bits and are unpacked where they are used.
 
-For machines without the ONNX runtime and for tests. On a CPU the unpacking makes it slower than fp32; it is small, not
-fast. Products are of integers with integers, exactly as the reference defines them.
+For machines without the ONNX runtime, for GPUs and for tests. On a CPU the unpacking makes it slower than fp32; it is
+small, not fast. Products are of integers with integers, exactly as the reference defines them, on a GPU by its int8
+tensor cores.
 """
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from phases.bitnet.activations import ActivationQuantiser, quantiser_for
 from phases.bitnet.linear import QuantisedNorm, QuantisedTensor
 from phases.bitnet.packed import PackedModel
-from phases.bitnet.packing import pack_bits, unpack_bits
+from phases.bitnet.packing import pack_bits
 from phases.bitnet.ternary import TernaryTensor
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
 
 _BLOCK = 4
+_LEAST_ROWS = 17
 
 
 class PackedWeight(nn.Module):
@@ -33,8 +35,10 @@ class PackedWeight(nn.Module):
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
         """Return the codes (N, K), int8, or those of some rows."""
-        packed = self.packed if rows is None else self.packed[rows]
-        return torch.from_numpy(unpack_bits(packed.numpy(), self.bits, self.shape[1]))
+        packed = (self.packed if rows is None else self.packed[rows]).flatten(1)
+        places = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
+        offset = (packed.unsqueeze(-1) >> places) & ((1 << self.bits) - 1)
+        return (offset.flatten(1)[:, : self.shape[1]].to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
 
     @property
     def weight(self) -> Tensor:
@@ -61,7 +65,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
-        y = integer_product(x, self.stored.codes(), self.activations) * self.stored.scale.float().T
+        product = integer_product_int8 if x.is_cuda else integer_product
+        y = product(x, self.stored.codes(), self.activations) * self.stored.scale.float().T
         return y if self.bias is None else y + self.bias
 
 
@@ -75,6 +80,24 @@ def integer_product(x: Tensor, codes: Tensor, activations: ActivationQuantiser) 
     blocks = nn.functional.pad(codes, (0, -codes.shape[1] % width)).unflatten(1, (-1, width)).float()
     sums = torch.einsum("...cw,ncw->...cn", quantised.codes.float(), blocks)
     return (sums * quantised.scale).sum(-2)
+
+
+def integer_product_int8(x: Tensor, codes: Tensor, activations: ActivationQuantiser) -> Tensor:
+    """Return the same from products in int8 that are summed in int32, block by block.
+
+    Rows and columns are filled up to what CUDA's int8 kernels take: 17 rows or more, and multiples of 8.
+    """
+    quantised = activations.quantise(x)
+    rows, width = quantised.codes.flatten(0, -3), quantised.codes.shape[-1]
+    count, even = len(rows), width + -width % 8
+    rows = nn.functional.pad(rows, (0, even - width, 0, 0, 0, max(0, _LEAST_ROWS - count)))  # (R, C, even)
+    blocks = nn.functional.pad(codes, (0, -codes.shape[1] % width, 0, -len(codes) % 8)).unflatten(1, (-1, width))
+    blocks = nn.functional.pad(blocks, (0, even - width))
+    scale, total = quantised.scale.flatten(0, -3), x.new_zeros(count, len(codes), dtype=torch.float32)
+    for block in range(blocks.shape[1]):
+        sums = torch._int_mm(rows[:, block].contiguous(), blocks[:, block].T)
+        total += sums[:count, : len(codes)] * scale[:, block]
+    return total.view(*x.shape[:-1], -1)
 
 
 def to_torch(model: PackedModel) -> TinyTitan:

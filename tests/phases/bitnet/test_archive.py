@@ -9,7 +9,7 @@ from phases.bitnet.activations import BLOCK_128, PER_TOKEN, ActivationQuantiser
 from phases.bitnet.archive import Kind, from_bytes, to_bytes
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.packed import pack
-from phases.bitnet.packed_linear import PackedLinear, integer_product, to_torch
+from phases.bitnet.packed_linear import PackedLinear, integer_product, integer_product_int8, to_torch
 from phases.bitnet.ternary import TernaryTensor, ternarise
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.titan import TinyTitan
@@ -71,7 +71,8 @@ def test_integer_product_is_exact(quantiser: ActivationQuantiser, shape: tuple[i
     codes = torch.randint(-1, 2, shape, generator=generator).to(torch.int8)
     x = torch.randn(3, shape[1], generator=generator)
     exact = quantiser.values(x.double()).numpy().astype(np.float64) @ codes.numpy().astype(np.float64).T
-    np.testing.assert_allclose(integer_product(x, codes, quantiser).numpy(), exact, rtol=1e-5, atol=1e-5)
+    for product in (integer_product, integer_product_int8):
+        np.testing.assert_allclose(product(x, codes, quantiser).numpy(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_of_odd_shape_with_a_bias() -> None:
