@@ -48,6 +48,11 @@ class TextMeasured:
         """Return the bits per byte that thoughts save; negative where they cost."""
         return self.bits_per_byte(self.without) - self.bits_per_byte(self.within)
 
+    @property
+    def gain_per_thought_token(self) -> float:
+        """Return the nats that each thought token saves."""
+        return float((self.without - self.within).double().sum()) / (self.thought_tokens * self.without.numel())
+
     def interval(self, resamples: int, seed: int) -> tuple[float, float]:
         """Return the 95% bootstrap interval of the gain over rows."""
         saved = (self.without - self.within).double().sum(1).numpy() / math.log(2)
