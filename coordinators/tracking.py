@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from coordinators.config import PipelineConfig
+from coordinators.health import NEWEST
 from phases import rundir, storage
 from phases.cognate.config import CognateConfig
 from phases.contract import ModelRef, PhaseResult
 from phases.errors import ForgeError
 from phases.modeldir import folder_name
+from recovery.circuit_breaker import BreakerState
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +144,7 @@ class PipelineLogger:
                 self.run_uri, event["phase"], config, project=self.config.tracking.project, mode=self.mode
             ).__enter__()
         elif event["kind"] == "progress" and self._phase is not None:
-            self._phase.log_metrics(_CURVES[event["phase"]](event))
+            self._phase.log_metrics(_CURVES[event["phase"]](event) | _health_metrics(self.run_uri))
         elif event["kind"] == "phase_finished" and self._phase is not None:
             _log_result(self._phase, rundir.read_result(self.run_uri, event["phase"]))
             self._close()
@@ -212,6 +214,21 @@ def _quietstar_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
 def _baking_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
     for name, path in result.artifacts.items():
         logger.log_artifact(name, path, kind="model" if name == "baked_model" else "report", metadata={})
+
+
+def _health_metrics(run: str) -> dict[str, float]:
+    """Return the documented keys from the newest report on the run's health, nothing before there is one."""
+    path = storage.join(run, NEWEST)
+    if not storage.exists(path):
+        return {}
+    report = storage.read_json(path)
+    nodes, rates = report["nodes"].values(), report["rates"]
+    return {
+        "health/cpu_usage": sum(node["cpu_percent"] for node in nodes) / max(len(nodes), 1),
+        "health/memory_usage_mb": sum(node["memory"]["used"] for node in nodes) / 1e6,
+        "health/error_rate": rates["errors"] / max(rates["attempts"], 1),
+        "health/circuit_breaker_status": sum(state != BreakerState.CLOSED for state in report["breakers"].values()),
+    }
 
 
 def _training_metrics(event: dict[str, Any]) -> dict[str, float]:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from coordinators.config import load_config
+from coordinators.health import NEWEST
 from coordinators.tracking import PhaseLogger, PipelineLogger
+from phases import storage
+from recovery.health import Health, HealthSettings
 
 PROGRESS = {
     "kind": "progress",
@@ -39,6 +42,19 @@ def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.M
     for key in (b"training/loss", b"training/perplexity", b"training/reasoning/step"):
         assert key in data
     assert b"2.71828182845" in data
+
+
+def test_the_newest_report_on_health_goes_with_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    health = Health(HealthSettings(), 0)
+    health.on_nodes({"here": {"cpu_percent": 50.0, "memory": {"used": 3e6, "total": 8e6}, "disks": {}, "gpus": []}}, 1)
+    storage.write_json(str(tmp_path / NEWEST), health.report(2))
+    with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "cognate"})
+        logger.on_event(PROGRESS)
+    data = recorded(tmp_path, b"health/cpu_usage")
+    for key in ("cpu_usage", "memory_usage_mb", "error_rate", "circuit_breaker_status"):
+        assert f"health/{key}".encode() in data
 
 
 def test_generations_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
