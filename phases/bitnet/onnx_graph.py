@@ -122,8 +122,8 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix, *, exact: bool 
         columns_first = graph.op("Gather", graph.store(name, matrix.numpy().T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
     bits, columns = bits_of(matrix), matrix.codes.shape[1]
-    fold = _fold(graph, name, matrix, exact, rows=True)
-    codes = graph.op("Gather", fold.rows_name, tokens, axis=0)  # (T, bytes)
+    fold = _fold(graph, name, matrix, exact, tokens)
+    codes = fold.rows_name  # (T, bytes)
     if bits < 8:
         places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
         shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
@@ -156,8 +156,11 @@ def _columns(exact: bool) -> int:
     return BLOCK - 1 if exact else BLOCK
 
 
-def _fold(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool, rows: bool = False) -> Fold:
-    """Store a matrix and its row scales once, and add the nodes that make of them what the kernel takes."""
+def _fold(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool, tokens: str = "") -> Fold:
+    """Store a matrix and its row scales once, and add the nodes that make of them what the kernel takes.
+
+    With the name of `tokens` there is one more, for looking up their rows.
+    """
     if name in graph.folds:
         return graph.folds[name]
     codes, bits = matrix.codes.numpy(), bits_of(matrix)
@@ -175,7 +178,7 @@ def _fold(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool, rows: b
     whole = graph.fold("Reshape", whole, graph.ints(0, blocks, size))
     expanded = graph.fold("Expand", scales, graph.ints(len(codes), blocks))
     expanded = graph.fold("Cast", expanded, to=TensorProto.FLOAT)
-    looked_up = graph.fold("Identity", name) if rows else ""
+    looked_up = graph.fold("Gather", name, tokens, axis=0) if tokens else ""
     found = Fold(name, scales, whole, expanded, len(codes), blocks, size, fill, looked_up)
     graph.folds[name] = found
     return found

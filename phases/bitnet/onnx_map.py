@@ -4,7 +4,8 @@ ONNX Runtime copies the weights that stand in a model, and again what it folds o
 back although its kernels use none of them once they are packed. It does give back what it maps from a file beside the
 model. So weights are written as the kernels take them (rows filled up to whole blocks, a scale for each block) into a
 temporary file, which exists until the session has mapped it, and the model that the session gets has them in place of
-the nodes that would have made them. The file itself remains complete: any ONNX Runtime can run it without this.
+the nodes that would have made them. Rows of an embedding that are looked up become an input, since of a mapped row the
+kernel maps 64 KB and more. The file itself remains complete: any ONNX Runtime can run it without this.
 
 `FOLDED` of the file's metadata says which nodes those are. The rest is protobuf's wire format, fields of onnx.proto3.
 """
@@ -26,7 +27,7 @@ FOLDED, FOLDED_NODE, WEIGHTS = "folded", "folded/", "weights"  # the second begi
 _PAGE = 4096  # bytes
 _ROWS = 1024  # written at once
 _GRAPH, _METADATA = 7, 14  # of ModelProto
-_NODE, _INITIALISER = 1, 5  # of GraphProto
+_NODE, _INITIALISER, _INPUT = 1, 5, 11  # of GraphProto
 _NODE_NAME = 3  # of NodeProto
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # of TensorProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -44,7 +45,22 @@ class Fold(NamedTuple):
     blocks: int  # C
     size: int  # bytes of a block
     fill: int  # byte of codes of 0
-    rows_name: str = ""  # the stored rows once more, for looking them up
+    rows_name: str = ""  # the stored rows of the tokens, (T, B) bytes, where they are looked up
+
+
+class Rows(NamedTuple):
+    """Where the stored rows of an embedding lie in the file."""
+
+    name: str  # of the input that takes those of the tokens
+    start: int
+    width: int  # bytes of a row
+
+
+class Mapped(NamedTuple):
+    """A model whose weights are outside."""
+
+    model: bytes
+    rows: Rows | None  # None where the embedding is not quantised
 
 
 class _Field(NamedTuple):
@@ -54,7 +70,7 @@ class _Field(NamedTuple):
     end: int
 
 
-def with_mapped_weights(path: Path, folder: Path) -> bytes | None:
+def with_mapped_weights(path: Path, folder: Path) -> Mapped | None:
     """Return the model with its quantised weights in `folder`, or None where it has none that are quantised.
 
     Raises `ArtifactError` where it is not an ONNX file, or cut short.
@@ -65,13 +81,15 @@ def with_mapped_weights(path: Path, folder: Path) -> bytes | None:
             folds = _folds(data, fields)
             if not folds:
                 return None
+            graph = next(field for field in fields if field.number == _GRAPH)
+            raw = _raw(data, graph)
             with (folder / WEIGHTS).open("wb") as weights:
                 parts = [
-                    _graph(data, f, folds, weights) if f.number == _GRAPH else data[f.start : f.end] for f in fields
+                    _graph(data, graph, folds, raw, weights) if f is graph else data[f.start : f.end] for f in fields
                 ]
-    except (ValueError, IndexError) as error:
+            return Mapped(b"".join(parts), _rows(folds, raw))
+    except (ValueError, IndexError, KeyError, StopIteration) as error:
         raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
-    return b"".join(parts)
 
 
 def _folds(data: mmap.mmap, fields: list[_Field]) -> list[Fold]:
@@ -84,19 +102,34 @@ def _folds(data: mmap.mmap, fields: list[_Field]) -> list[Fold]:
     return []
 
 
-def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], weights: BinaryIO) -> bytes:
-    """Write the weights and return the graph that has them outside."""
-    out, first, raw = bytearray(), bytearray(), dict[str, _Field]()
-    largest = max(folds, key=lambda fold: fold.rows * fold.blocks * fold.size).blocks_name.encode()
-    moved = {name for fold in folds for name in (fold.codes, fold.scales)}
-    dropped = moved - {fold.scales for fold in folds if fold.rows_name}
+def _raw(data: mmap.mmap, graph: _Field) -> dict[str, _Field]:
+    """Return where the bytes of the graph's initialisers are, by name."""
+    raw = dict[str, _Field]()
     for field in _fields(data, graph.value, graph.end):
         if field.number == _INITIALISER:
             parts = {part.number: part for part in _fields(data, field.value, field.end)}
-            name = data[parts[_NAME].value : parts[_NAME].end].decode()
-            if name in moved:
-                raw[name] = parts[_RAW]
-            if name in dropped:
+            if _RAW in parts:
+                raw[data[parts[_NAME].value : parts[_NAME].end].decode()] = parts[_RAW]
+    return raw
+
+
+def _rows(folds: list[Fold], raw: dict[str, _Field]) -> Rows | None:
+    for fold in folds:
+        if fold.rows_name:
+            stored = raw[fold.codes]
+            return Rows(fold.rows_name, stored.value, (stored.end - stored.value) // fold.rows)
+    return None
+
+
+def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], raw: dict[str, _Field], weights: BinaryIO) -> bytes:
+    """Write the weights and return the graph that has them outside."""
+    out, first = bytearray(), bytearray()
+    largest = max(folds, key=lambda fold: fold.rows * fold.blocks * fold.size).blocks_name.encode()
+    looked_up = {fold.scales for fold in folds if fold.rows_name}
+    dropped = {raw[name].value for fold in folds for name in (fold.codes, fold.scales) if name not in looked_up}
+    for field in _fields(data, graph.value, graph.end):
+        if field.number == _INITIALISER:
+            if any(part.value in dropped for part in _fields(data, field.value, field.end)):
                 continue
         elif field.number == _NODE and _is_folded(data, field):
             continue
@@ -104,6 +137,8 @@ def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], weights: BinaryIO)
             first += data[field.start : field.end]
             continue
         out += data[field.start : field.end]
+    if (rows := _rows(folds, raw)) is not None:
+        out += _input(rows.name, TensorProto.UINT8, rows.width)
     for fold in folds:
         out += _folded(data, fold, raw, weights)
     # The runtime packs weights in the order of nodes, which need not be that of computing. The peak is least when the
@@ -129,8 +164,6 @@ def _folded(data: mmap.mmap, fold: Fold, raw: dict[str, _Field], weights: Binary
     out = _external(fold.blocks_name, TensorProto.UINT8, (*shape, fold.size), _write(weights, whole()))
     expanded = np.repeat(scales, fold.blocks)
     out += _external(fold.scales_name, TensorProto.FLOAT, shape, _write(weights, [expanded]))
-    if fold.rows_name:
-        out += _external(fold.rows_name, TensorProto.UINT8, (fold.rows, width), _write(weights, stored()))
     return out
 
 
@@ -149,6 +182,13 @@ def _external(name: str, kind: int, shape: tuple[int, ...], place: tuple[int, in
     for key, value in (("location", WEIGHTS), ("offset", str(place[0])), ("length", str(place[1]))):
         out += _message(_EXTERNAL, _message(1, key.encode()) + _message(2, value.encode()))
     return _message(_INITIALISER, out + _number(_LOCATION, TensorProto.EXTERNAL))
+
+
+def _input(name: str, kind: int, width: int) -> bytes:
+    """Return the declaration of an input of any number of rows."""
+    dimensions = _message(1, _message(2, b"T")) + _message(1, _number(1, width))
+    tensor = _message(1, _number(1, kind) + _message(2, dimensions))
+    return _message(_INPUT, _message(1, name.encode()) + _message(2, tensor))
 
 
 def _is_folded(data: mmap.mmap, node: _Field) -> bool:

@@ -9,6 +9,8 @@ Shapes: T tokens of a piece, A of them still pondering, V vocabulary, W places o
 
 import base64
 import json
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +25,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from phases.bitnet.memory_writer import MemoryWriter
-from phases.bitnet.onnx_map import with_mapped_weights
+from phases.bitnet.onnx_map import Rows, with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
@@ -62,6 +64,20 @@ class _Piece:
         return cls(ids, hidden, going_on, rotation, start, end)
 
 
+class _Rows:
+    """The stored rows of an embedding, read from the file, which stays open."""
+
+    def __init__(self, path: Path, rows: Rows) -> None:
+        self.name, self.start, self.width = rows
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __call__(self, ids: Ints) -> npt.NDArray[np.uint8]:
+        """Return the rows (T, B) of tokens."""
+        read = [os.pread(self._file, self.width, self.start + self.width * token) for token in ids.tolist()]
+        return np.frombuffer(b"".join(read), np.uint8).reshape(len(ids), self.width)
+
+
 class OnnxModel:
     """A session and its metadata. Any number of `Stream`s read with it, one at a time."""
 
@@ -77,15 +93,17 @@ class OnnxModel:
         try:
             with TemporaryDirectory() as folder:
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-                model = with_mapped_weights(path, Path(folder)) or str(path)
+                mapped = with_mapped_weights(path, Path(folder))
+                model = str(path) if mapped is None else mapped.model
                 self.sessions = [ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])]
             properties = self.sessions[0].get_modelmeta().custom_metadata_map
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
-            if fast_prefill and not self.exact and isinstance(model, bytes):
+            if fast_prefill and not self.exact and mapped is not None:
                 self.sessions.append(ort.InferenceSession(widened(path), options, providers=["CPUExecutionProvider"]))
         except (KeyError, ValueError, OSError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
+        self.rows = None if mapped is None or mapped.rows is None else _Rows(path, mapped.rows)
         self.outputs = [output.name for output in self.sessions[0].get_outputs()]
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
@@ -172,6 +190,8 @@ class Stream:
                 "query_index": self._query_index(active, piece.end),
             }
         which = len(self.model.sessions) - 1 if len(active) >= MANY else 0
+        if which == 0 and self.model.rows is not None:
+            feeds[self.model.rows.name] = self.model.rows(piece.ids[active])
         session, binding = self.model.sessions[which], self._bindings[which][step]
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)

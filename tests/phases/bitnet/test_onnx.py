@@ -108,16 +108,21 @@ def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: st
     """The file alone, opened by ONNX Runtime, folds the same bytes that are written for it to map."""
     path = tmp_path / "model.onnx"
     write_onnx(pack(to_bitnet(talkative(), KINDS[kind])), path, exact=kind == "exact")
-    model = with_mapped_weights(path, tmp_path)
-    assert model is not None
-    declared = onnx.load_from_string(model).graph
+    mapped = with_mapped_weights(path, tmp_path)
+    assert mapped is not None
+    assert mapped.rows is not None
+    declared = onnx.load_from_string(mapped.model).graph
     places = {t.name: {e.key: e.value for e in t.external_data} for t in declared.initializer if t.external_data}
     ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])  # complete by itself
     file = onnx.load(path)
     wanted = [node.output[0] for node in file.graph.node if node.name.startswith("folded/")]
     assert set(places) <= set(wanted)
     assert not any(node.name.startswith("folded/") for node in declared.node)
-    nodes = [node for node in file.graph.node if node.name.startswith("folded/")]
+    (rows,) = (node for node in file.graph.node if node.name == mapped.rows.name)
+    stored = next(onnx.numpy_helper.to_array(t) for t in file.graph.initializer if t.name == rows.input[0])
+    assert [tuple(value.name for value in declared.input)[-1], stored.shape[1]] == [mapped.rows.name, mapped.rows.width]
+    assert path.read_bytes()[mapped.rows.start :][: stored.nbytes] == stored.tobytes()
+    nodes = [node for node in file.graph.node if node.name.startswith("folded/") and node is not rows]
     types = {t.name: t.data_type for t in declared.initializer}
     outputs = [onnx.helper.make_tensor_value_info(name, types[name], None) for name in places]
     folding = onnx.helper.make_graph(nodes, "folding", [], outputs, file.graph.initializer)
