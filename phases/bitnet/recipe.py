@@ -47,8 +47,20 @@ def quantise(
     Raises `NumericalError` where the parent or the training is not finite.
     """
     student = to_bitnet(lesson.parent, quantisation, thresholds)
-    _train(Distillation(student, lesson.parent, recipe.distillation), lesson, recipe.stages(learning_rate), state)
+    teach(student, lesson, recipe, learning_rate=learning_rate, state=state)
     return student.eval()
+
+
+def teach(
+    student: BitTitan,
+    lesson: Lesson,
+    recipe: RecipeConfig,
+    *,
+    learning_rate: float | None = None,
+    state: TrainState | None = None,
+) -> None:
+    """Train a quantised student under the parent's eyes, in place."""
+    _train(Distillation(student, lesson.parent, recipe.distillation), lesson, recipe.stages(learning_rate), state)
 
 
 def control(lesson: Lesson, recipe: RecipeConfig, learning_rate: float) -> TinyTitan:
