@@ -20,8 +20,7 @@ from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.quietstar import sources
 from phases.quietstar.chain import START_ID
-from phases.quietstar.config import ThoughtConfig
-from phases.quietstar.sampling import SamplingConfig
+from phases.quietstar.config import SamplingConfig, ThoughtConfig
 from phases.quietstar.thinker import Thinker
 from phases.quietstar.window import Stage, Thoughts
 from phases.seeds import torch_rng

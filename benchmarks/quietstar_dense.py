@@ -11,7 +11,8 @@ from torch import Tensor
 from phases.cognate.attention import attend
 from phases.cognate.titan import TinyTitan
 from phases.quietstar.chain import START_ID
-from phases.quietstar.sampling import SamplingConfig, next_tokens, thinkable
+from phases.quietstar.config import SamplingConfig
+from phases.quietstar.sampling import next_tokens, thinkable
 from phases.quietstar.window import Stage, Thoughts
 
 

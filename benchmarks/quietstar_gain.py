@@ -27,9 +27,8 @@ from benchmarks.quietstar_task import (
 )
 from phases.cognate.titan import TinyTitan
 from phases.quietstar import coherence, sources
-from phases.quietstar.config import Injection, LearningConfig
+from phases.quietstar.config import Injection, LearningConfig, SamplingConfig
 from phases.quietstar.measure import measure_text
-from phases.quietstar.sampling import SamplingConfig
 from phases.quietstar.thinker import Thinker
 from phases.seeds import torch_rng
 

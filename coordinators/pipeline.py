@@ -4,18 +4,15 @@ It writes the journal, which is what a resume goes by: a phase whose result is t
 whose model's hashes verify, is not run again. It holds no tensors, and its buffer of events for the driver is bounded.
 """
 
+import asyncio
 from collections import deque
-from typing import Any
+from importlib import import_module
+from typing import Any, Protocol
 
 from actors.agent import as_actor, start_named
-from coordinators.baking import BakingCoordinator
-from coordinators.bitnet import BitNetCoordinator
-from coordinators.cognate import CognateCoordinator
 from coordinators.config import PipelineConfig
-from coordinators.evomerge import EvoMergeCoordinator
 from coordinators.health import HealthFeed
 from coordinators.phase import RunContext
-from coordinators.quietstar import QuietStarCoordinator
 from coordinators.start import take_model
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
@@ -25,13 +22,12 @@ from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
 
-Coordinator = CognateCoordinator | EvoMergeCoordinator | QuietStarCoordinator | BitNetCoordinator | BakingCoordinator
-COORDINATORS: dict[str, type[Coordinator]] = {
-    "cognate": CognateCoordinator,
-    "evomerge": EvoMergeCoordinator,
-    "quietstar": QuietStarCoordinator,
-    "bitnet": BitNetCoordinator,
-    "baking": BakingCoordinator,
+_COORDINATORS = {
+    "cognate": "CognateCoordinator",
+    "evomerge": "EvoMergeCoordinator",
+    "quietstar": "QuietStarCoordinator",
+    "bitnet": "BitNetCoordinator",
+    "baking": "BakingCoordinator",
 }
 _JOURNALLED = {
     "phase_started",
@@ -45,6 +41,15 @@ _JOURNALLED = {
 }
 _NOTED = {"phase_started", "task_started", "task_finished", "breaker"}  # what tells, but decides nothing
 _EVENTS_KEPT = 10_000
+
+
+class Coordinator(Protocol):
+    """Plans and runs one phase."""
+
+    def __init__(self, context: RunContext, config: PipelineConfig) -> None: ...
+
+    async def run(self) -> PhaseResult:
+        """Return the result of the phase."""
 
 
 class PipelineCoordinator:
@@ -78,7 +83,8 @@ class PipelineCoordinator:
                 self._emit("phase_started", phase=phase)
                 if phase == self.config.phases[0] and self.config.model is not None:
                     await take_model(self.context, phase, self.config.model, self.config)
-                result = await COORDINATORS[phase](self.context, self.config).run()
+                coordinator = await asyncio.to_thread(_coordinator, phase)
+                result = await coordinator(self.context, self.config).run()
                 hook("phase.done", phase)
                 sealed = rundir.write_result(self.run_uri, result)
                 self.journal.append("phase_finished", phase=phase, result_sha256=sealed)
@@ -98,6 +104,12 @@ class PipelineCoordinator:
             (self.journal.note if kind in _NOTED else self.journal.append)(kind, **data)
         self.health.note(kind, data)
         self._events.append({"kind": kind} | data)
+
+
+def _coordinator(phase: str) -> type[Coordinator]:
+    """Import a phase's coordinator with its agents. Those of other phases would only delay a restart, by seconds."""
+    found: type[Coordinator] = getattr(import_module(f"coordinators.{phase}"), _COORDINATORS[phase])
+    return found
 
 
 def finished_result(run: str, phase: str) -> PhaseResult | None:

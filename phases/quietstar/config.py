@@ -6,11 +6,17 @@ from pydantic import Field, model_validator
 
 from phases.corpus.config import MixConfig
 from phases.errors import ConfigError
-from phases.quietstar.sampling import SamplingConfig
 from phases.settings import Settings
 from phases.training.config import TrainingConfig
 
 Injection = Literal["entropy", "attention", "random", "matched", "all"]
+
+
+class SamplingConfig(Settings):
+    """How thoughts are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0, le=10, description="0 takes the likeliest token")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="mass of the nucleus")
 
 
 class ThoughtConfig(Settings):

@@ -17,9 +17,9 @@ from phases.cognate.state import State
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
 from phases.quietstar.chain import END_ID, START_ID
+from phases.quietstar.config import SamplingConfig
 from phases.quietstar.loading import LoadedThinker
 from phases.quietstar.mixing import mix
-from phases.quietstar.sampling import SamplingConfig
 from phases.quietstar.sources import think
 from phases.quietstar.window import Stage, Thoughts
 

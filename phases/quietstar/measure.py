@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from phases.quietstar.coherence import components, evidence, total
+from phases.quietstar.config import SamplingConfig
 from phases.quietstar.injection import entropies
-from phases.quietstar.sampling import SamplingConfig
 from phases.quietstar.sources import Source, sampled
 from phases.quietstar.thinker import Observed, Thinker
 from phases.seeds import numpy_rng

@@ -8,22 +8,14 @@ Shapes: N places, V vocabulary.
 """
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from phases.corpus.special import SPECIAL_TOKENS
+from phases.quietstar.config import SamplingConfig
 from phases.quietstar.kernels import draw, least_of_nucleus
-from phases.settings import Settings
 
 _CHUNK_BYTES = 1 << 25  # of logits that are held at once when scoring
-
-
-class SamplingConfig(Settings):
-    """How thoughts are drawn."""
-
-    temperature: float = Field(default=1.0, ge=0, le=10, description="0 takes the likeliest token")
-    top_p: float = Field(default=0.9, gt=0, le=1, description="mass of the nucleus")
 
 
 def thinkable(vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from phases.corpus.special import SPECIAL_IDS, SPECIAL_TOKENS
 from phases.quietstar.chain import START_ID
-from phases.quietstar.sampling import SamplingConfig, next_tokens, thinkable
+from phases.quietstar.config import SamplingConfig
+from phases.quietstar.sampling import next_tokens, thinkable
 from phases.quietstar.window import Stage, Thoughts
 
 PAUSE_ID = SPECIAL_IDS["<|reserved0|>"]

@@ -9,9 +9,8 @@ call (irrelevance).
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
-
-from scipy.stats import norm
 
 from phases.baking.tools.calls import Malformed, ToolCall
 from phases.baking.tools.spec import ToolSpec
@@ -135,7 +134,7 @@ def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     """Return the Wilson interval of a rate (Wilson 1927)."""
     if total == 0:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate, spread = right / total, z * z / total
     middle = (rate + spread / 2) / (1 + spread)
     half = z * ((rate * (1 - rate) + spread / 4) / total) ** 0.5 / (1 + spread)

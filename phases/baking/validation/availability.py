@@ -8,7 +8,7 @@ chi2(0.95, 2k + 2) / 2n, of which the rule of three is the case k = 0 (Garwood 1
 import math
 from collections.abc import Iterator
 
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from phases.baking.validation import words
 from phases.baking.validation.finding import Finding
@@ -19,7 +19,7 @@ _CONFIDENCE = 0.95
 
 def lower_bound(runs: int, failures: int) -> float:
     """Return the rate of success that `runs` with `failures` show at 95% confidence, one-sided."""
-    return max(0.0, 1 - float(chi2.ppf(_CONFIDENCE, 2 * failures + 2)) / (2 * max(runs, 1)))
+    return max(0.0, 1 - float(gammaincinv(failures + 1, _CONFIDENCE)) / max(runs, 1))
 
 
 def runs_needed(rate: float) -> int:

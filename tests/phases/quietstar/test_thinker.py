@@ -13,8 +13,7 @@ from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError, NumericalError
 from phases.quietstar import sources
 from phases.quietstar.chain import END_ID, PAD_ID, START_ID
-from phases.quietstar.config import LearningConfig, ThoughtConfig
-from phases.quietstar.sampling import SamplingConfig
+from phases.quietstar.config import LearningConfig, SamplingConfig, ThoughtConfig
 from phases.quietstar.sources import Source, Thinking
 from phases.quietstar.thinker import Thinker
 from phases.quietstar.window import Stage
