@@ -64,7 +64,7 @@ class _Trial:
 def figures(quick: bool) -> list[Figure]:
     """Train, and return `bpb_ratio_fp_control`, `gap_vs_torchao` and what the embedding costs."""
     steps, seeds = (300, 1) if quick else (2000, 3)
-    with tempfile.TemporaryDirectory() as folder, torch_threads(2):
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         corpus = corpus_of(Path(folder) / "corpus")
         splits = (streams(corpus, split, _HELD_OUT) for split in ("validation", "test"))
         trial = _Trial(parent(corpus, steps), corpus, steps // 10, Path(folder), *splits)
