@@ -303,10 +303,10 @@ def serve(
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
 ) -> None:
     """Serve a model with Ray Serve behind an OpenAI-compatible API until interrupted."""
-    from phases import modeldir
+    from phases import modeldir, storage
     from serve.app import serve_model, wait_for_interrupt
 
-    name = modeldir.folder_name(model)
+    name = storage.folder_name(model)
     with serve_model(modeldir.find_model(model), name=name, host=host, port=port) as served:
         console.print(f"serving [bold]{name}[/] at {served.url}/v1 (Ctrl-C stops)", soft_wrap=True)
         wait_for_interrupt()

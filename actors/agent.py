@@ -135,6 +135,11 @@ def as_actor(cls: type, name: str, **options: Any) -> Any:
     return remote(max_restarts=0, **options)(cls).options(name=name, namespace=NAMESPACE)
 
 
+def flow_name(run: str) -> str:
+    """Return the name of the actor that has the data flow of a run."""
+    return f"{storage.folder_name(run)}/dataflow"
+
+
 def with_health_group(agent: type[Agent]) -> type[Agent]:
     """Return a subclass whose `progress` and `health` run beside the work."""
 

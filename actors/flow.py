@@ -12,18 +12,13 @@ import ray
 from ray.exceptions import RayTaskError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
 
-from actors.agent import NAMESPACE
-from phases.modeldir import folder_name
-from recovery.classify import Classifier, ErrorClass
+from actors.agent import NAMESPACE, flow_name
+from recovery.classify import Classifier
 from recovery.commits import FencedError
 from recovery.inbox import Delivery, Inbox, Message, Receipt
+from recovery.taxonomy import ErrorClass
 
 _WAIT_SECONDS = 5.0
-
-
-def flow_name(run: str) -> str:
-    """Return the name of the actor that has the flow of a run."""
-    return f"{folder_name(run)}/dataflow"
 
 
 class FlowClient:

@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedul
 
 from actors.agent import Agent, as_actor, start_named, with_health_group
 from actors.processes import Whereabouts
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.children import ChildDownError, ChildSpec, RestartStrategy, UnstartableError
 from recovery.heartbeats import Heartbeats, send_beats
 from recovery.incarnation import Incarnation

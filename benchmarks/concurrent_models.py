@@ -10,9 +10,7 @@ both are measured from the first task's start.
 import asyncio
 import hashlib
 import json
-import os
 import random
-import signal
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +23,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.agent import Agent, Task
+from actors.agent import Task
+from benchmarks.concurrent_agent import BLOCK, METRICS, Hasher, result_path, tag
 from benchmarks.harness import Baseline, Figure, progress
 from coordinators.phase import PhaseCoordinator, Role, RunContext
 from coordinators.schedule import awaited
 from phases import storage
-from phases.errors import ForgeError, NumericalError
+from phases.errors import ForgeError
 from phases.seeds import child_seed
 from phases.timing import bootstrap
 
@@ -38,12 +37,6 @@ MODELS = tuple(f"model-{number}" for number in range(10))
 AGENTS = ("north", "east", "south", "west")
 LEVELS = 4  # tasks of a model at each agent
 FAULTS = {"kill": "crash", "timeout": "transient", "nan": "numerical", "memory": "resource"}  # and what class each is
-_BLOCK = 1 << 20  # bytes that a round hashes
-_REPORT = 1 << 18  # bytes of a report: more than travels inside a message
-_STEPS = 20  # signs of progress per task
-_METRICS = "tasks.jsonl"
-
-Report = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -64,43 +57,6 @@ class Outcome:
     foreign: int
     results: dict[str, bytes]
     recoveries: list[tuple[str, str]]  # task and class of each failure
-
-
-class Hasher(Agent):
-    """Works for any model."""
-
-    def work(
-        self, task: str, model: str, rounds: int, piece: int, fault: tuple[str, float] | None = None, **parts: Report
-    ) -> Report:
-        """Hash the task's own bytes and `parts` for some rounds; report the model's tag and bytes made of the result.
-
-        `piece` is how many bytes are hashed at once, which changes nothing of the result.
-        """
-        start, tag = time.perf_counter(), _tag(model)
-        foreign = sum(bytes(part[: len(tag)]) != tag for part in parts.values())
-        block = memoryview(
-            hashlib.shake_128(b"".join([task.encode(), *(part.tobytes() for part in parts.values())])).digest(_BLOCK)
-        )
-        state = tag
-        for number in range(rounds):
-            if fault is not None and self.attempt.epoch == 1 and number == int(fault[1] * rounds):
-                _fail(fault[0])
-            if number % max(rounds // _STEPS, 1) == 0:
-                self.report(task, number, rounds, {})
-            digest = hashlib.sha256(state)
-            for first in range(0, _BLOCK, piece):
-                digest.update(block[first : first + piece])
-            state = digest.digest()
-        record = {"task": task, "foreign": foreign, "seconds": time.perf_counter() - start}
-        self.log_metrics(_METRICS, record)
-        return np.frombuffer(tag + hashlib.shake_128(state).digest(_REPORT), np.uint8)
-
-    def finish(self, task: str, model: str, rounds: int, piece: int, **parts: Report) -> str:
-        """Put the result of a model into storage and return where it is."""
-        result = self.work(task, model, rounds, piece, None, **parts)
-        path = _result(self.run_uri, model)
-        storage.write_bytes(path, result.tobytes())
-        return path
 
 
 def run(quick: bool) -> list[Figure]:
@@ -158,10 +114,8 @@ def plan(model: str, rounds: int, seed: int) -> list[Task]:
 
 
 def _task(name: str, agent: str, method: str, model: str, rounds: int, inputs: dict[str, str]) -> Task:
-    arguments = {"model": model, "rounds": rounds, "piece": _BLOCK}
-    return Task(
-        name, agent, method, arguments, inputs=inputs, fallback=arguments | {"piece": _BLOCK // 4}, resumes=True
-    )
+    arguments = {"model": model, "rounds": rounds, "piece": BLOCK}
+    return Task(name, agent, method, arguments, inputs=inputs, fallback=arguments | {"piece": BLOCK // 4}, resumes=True)
 
 
 def draw_faults(plans: Mapping[str, Sequence[Task]], count: int, seed: int) -> list[Fault]:
@@ -192,13 +146,13 @@ def carry_out(folder: str, plans: Mapping[str, Sequence[Task]], faults: Sequence
     asyncio.run(go())
     end = time.perf_counter()
     begin = next(at for at, kind, _ in events if kind == "task_started")
-    records = [json.loads(line) for line in Path(folder, _METRICS).read_text().splitlines()]
-    results = {model: storage.read_bytes(_result(folder, model)) for model in plans}
+    records = [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+    results = {model: storage.read_bytes(result_path(folder, model)) for model in plans}
     return Outcome(
         makespan=end - begin,
         seconds={record["task"]: record["seconds"] for record in records},
         foreign=sum(record["foreign"] for record in records)
-        + sum(not result.startswith(_tag(model)) for model, result in results.items()),
+        + sum(not result.startswith(tag(model)) for model, result in results.items()),
         results=results,
         recoveries=[(data["task"], data["error_class"]) for _, kind, data in events if kind == "recovery"],
     )
@@ -223,7 +177,7 @@ def check_fired(faults: Sequence[Fault], outcome: Outcome) -> None:
 
 def hash_rounds(seconds: float) -> int:
     """Return how many rounds of hashing take about `seconds` of CPU time here."""
-    block, trials = bytes(_BLOCK), 20
+    block, trials = bytes(BLOCK), 20
     start = time.thread_time()
     for _ in range(trials):
         hashlib.sha256(block).digest()
@@ -234,26 +188,6 @@ def _with_fault(task: Task, fault: tuple[str, float] | None) -> Task:
     if fault is None:
         return task
     return replace(task, arguments=task.arguments | {"fault": fault})
-
-
-def _fail(kind: str) -> None:
-    match kind:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "timeout":
-            raise TimeoutError("injected")
-        case "nan":
-            raise NumericalError("injected")
-        case "memory":
-            raise MemoryError("injected")
-
-
-def _tag(model: str) -> bytes:
-    return hashlib.sha256(model.encode()).digest()
-
-
-def _result(run: str, model: str) -> str:
-    return storage.join(run, "results", model)
 
 
 @contextmanager

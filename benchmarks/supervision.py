@@ -26,7 +26,7 @@ from actors.agent import NAMESPACE, Agent, as_actor
 from actors.supervised import HEARTBEAT, Stage
 from benchmarks.harness import Baseline, Figure, progress
 from benchmarks.stale import stale_commits
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from phases.timing import bootstrap
 from recovery.children import ChildDownError, ChildSpec
 from recovery.supervision import SupervisionSettings

@@ -21,8 +21,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from actors.agent import NAMESPACE, as_actor
-from actors.flow import flow_name
+from actors.agent import NAMESPACE, as_actor, flow_name
 from coordinators.deliveries import Deliveries, FlowSettings, Outcome
 from coordinators.queues import FlowState, Queue, Record
 from phases import storage

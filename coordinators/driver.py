@@ -27,7 +27,8 @@ from phases.seeds import child_seed
 from recovery.commits import FencedError
 from recovery.journal import Journal
 from recovery.lease import Lease
-from recovery.strategies import Strategy, delay
+from recovery.strategies import delay
+from recovery.taxonomy import Strategy
 
 Listener = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 0.5

@@ -26,12 +26,11 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.agent import NAMESPACE, as_actor, start_named
-from actors.flow import flow_name
+from actors.agent import NAMESPACE, as_actor, flow_name, start_named
 from actors.metrics import HealthGauges
 from actors.supervised import present_lives
 from phases import storage
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.health import ENDED, Health, HealthSettings, agent_key
 
 NEWEST, HISTORY, OLDER = "health.json", "health.jsonl", "health.1.jsonl"

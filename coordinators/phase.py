@@ -28,12 +28,13 @@ from coordinators.schedule import Repeat, Scheduler, SchedulingSettings, awaited
 from phases.errors import ConfigError, ForgeError
 from recovery.children import ChildDownError, ChildGivenUpError, DeadlineError, Loss
 from recovery.circuit_breaker import Breakers, BreakerState, CircuitBreaker, Transition
-from recovery.classify import Classifier, ErrorClass
+from recovery.classify import Classifier
 from recovery.commits import Commits, FencedError
 from recovery.faults import hook
-from recovery.strategies import Decision, Failure, History, RecoverySettings, Strategy, decide
+from recovery.strategies import Decision, Failure, History, RecoverySettings, decide
 from recovery.supervision import SupervisionSettings
 from recovery.supervisor import Supervisor
+from recovery.taxonomy import ErrorClass, Strategy
 
 Emit = Callable[..., None]
 _CLASSIFIER = Classifier()

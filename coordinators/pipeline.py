@@ -17,7 +17,7 @@ from coordinators.start import take_model
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History

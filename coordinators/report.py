@@ -23,7 +23,7 @@ from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
 from phases.evomerge.search import read_search
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.journal import Journal
 
 _TITLES = {

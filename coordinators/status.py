@@ -20,7 +20,7 @@ from recovery.checkpoints import Checkpoints
 from recovery.health import agent_key, breaker_key
 from recovery.journal import LOSS, Event, Journal
 from recovery.lease import Lease
-from recovery.strategies import Strategy
+from recovery.taxonomy import Strategy
 
 _RECOVERIES = 20  # the newest, listed; all are counted
 

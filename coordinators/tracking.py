@@ -20,7 +20,7 @@ from phases import rundir, storage
 from phases.cognate.config import CognateConfig
 from phases.contract import ModelRef, PhaseResult
 from phases.errors import ForgeError
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.circuit_breaker import BreakerState
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ directory with it is whole. Opening verifies the hashes; weights are safetensors
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,8 +149,3 @@ def find_model(run_or_model: str) -> str:
         if name[:2].isdigit() and is_model(candidate):
             return candidate
     raise ArtifactError(f"{run_or_model}: neither a model directory nor a run with a finished phase")
-
-
-def folder_name(uri: str) -> str:
-    """Return the last part of a URI, as a name for people."""
-    return Path(uri.rstrip("/")).name

@@ -4,9 +4,12 @@ A child depends on nothing but (seed, names), so the order in which the parts of
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def child_seed(seed: int, *names: str | int) -> int:
@@ -21,6 +24,8 @@ def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(child_seed(seed, *names))
 
 
-def torch_rng(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
+def torch_rng(seed: int, *names: str | int, device: str = "cpu") -> "torch.Generator":
     """Return a torch generator on `device` for the purpose that `names` describe."""
+    import torch  # here, since importing it takes over a second, which processes without tensors can save
+
     return torch.Generator(device=device).manual_seed(child_seed(seed, *names))

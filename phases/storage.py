@@ -50,6 +50,11 @@ def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
 
 
+def folder_name(uri: str) -> str:
+    """Return the last part of a URI, as a name for people."""
+    return posixpath.basename(uri.rstrip("/"))
+
+
 def exists(uri: str) -> bool:
     """Say whether a file or directory is there."""
     fs, path = _resolve(uri)

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-from enum import StrEnum
 
 import httpx
 import numpy as np
@@ -26,25 +25,13 @@ import torch
 from phases.errors import ArtifactError, BusyError, ConfigError, CorpusError, NumericalError
 from recovery.circuit_breaker import CircuitOpenError
 from recovery.commits import FencedError
+from recovery.taxonomy import ErrorClass
 
 _DEPTH = 16  # causes of causes that are looked through; more are a cycle
 _LAST_LINE = re.compile(
     r"^(?:ray\.exceptions\.RayTaskError: )?(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$", re.MULTILINE
 )
 _ERRNO = re.compile(r"^\[Errno (\d+)\]")
-
-
-class ErrorClass(StrEnum):
-    """From the least grave to the gravest."""
-
-    CANCELLED = "cancelled"  # somebody stopped it on purpose
-    FENCED = "fenced"  # somebody else does it now: this one stops quietly, and nothing is done again
-    TRANSIENT = "transient"  # may well succeed when done again: timeouts, connections, lost objects
-    CRASH = "crash"  # the process or node that did it is gone
-    RESOURCE = "resource"  # out of memory, disk or handles: the same again fails again
-    NUMERICAL = "numerical"  # not finite or divergent
-    VALIDATION = "validation"  # input, configuration or result is wrong; doing it again changes nothing
-    UNKNOWN = "unknown"  # a bug, until somebody says otherwise
 
 
 _GRAVITY = {error_class: rank for rank, error_class in enumerate(ErrorClass)}

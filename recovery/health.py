@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from phases.settings import Settings
-from recovery.strategies import RERUNS
+from recovery.taxonomy import RERUNS
 from recovery.trends import Alarms, Alert, Availability, Series, Tally, upper_tail
 
 _MISSED_TO_ALARM = 3

@@ -6,6 +6,7 @@ Dicts are ordered by key; objects stand for their type's name and their fields, 
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from datetime import date, datetime
 from enum import Enum
@@ -13,7 +14,6 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 
 from phases.errors import ConfigError
@@ -49,7 +49,8 @@ def _plain(value: Any) -> Any:
         return sorted(value, key=repr)
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
-    if isinstance(value, torch.Tensor):
+    # Where nobody has imported it there are no tensors, and importing it would take each new process over a second.
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy().tobytes()).hexdigest()]
     if isinstance(value, np.generic | np.ndarray):

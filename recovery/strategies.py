@@ -20,21 +20,7 @@ from tenacity.wait import wait_base, wait_exponential
 from phases.errors import ConfigError
 from phases.seeds import child_seed
 from phases.settings import Settings
-from recovery.classify import ErrorClass
-
-
-class Strategy(StrEnum):
-    """What can be done about a failed task."""
-
-    RETRY = "retry"  # the same again, after a while
-    FALLBACK = "fallback"  # the smaller or slower variant that the task declares
-    RESTART = "restart"  # a new actor, on another node where that one is bad, with its state restored
-    ROLLBACK = "rollback"  # from the last good checkpoint, with a lower learning rate
-    ISOLATE = "isolate"  # go on without it; the result is degraded
-    ESCALATE = "escalate"  # stop at a consistent point and ask a person
-
-
-RERUNS = (Strategy.RETRY, Strategy.FALLBACK, Strategy.RESTART, Strategy.ROLLBACK)
+from recovery.taxonomy import RERUNS, ErrorClass, Strategy
 
 DEFAULT_CHAINS: dict[ErrorClass, tuple[Strategy, ...]] = {
     ErrorClass.CANCELLED: (Strategy.ESCALATE,),

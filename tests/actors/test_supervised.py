@@ -16,9 +16,10 @@ import ray
 from actors.agent import Agent, Attempt, Task
 from actors.supervised import Stage, _avoidable, _keep_away
 from recovery.children import ChildDownError, Loss, RestartStrategy, SupervisorGaveUpError
-from recovery.classify import Classifier, ErrorClass
+from recovery.classify import Classifier
 from recovery.commits import Commits
 from recovery.supervision import SupervisionSettings
+from recovery.taxonomy import ErrorClass
 
 PATIENCE = 90.0  # seconds for whatever has to happen on a busy machine
 SETTINGS = SupervisionSettings(beat_seconds=0.1, freeze_seconds=0.5, snapshot_seconds=0.1)

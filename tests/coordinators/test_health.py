@@ -19,7 +19,7 @@ from actors.agent import Agent, as_actor, with_health_group
 from actors.flow import FlowClient
 from coordinators.dataflow import spawn_flow
 from coordinators.health import HISTORY, NEWEST, OLDER, HealthFeed, NodeProbe, spawn_monitor
-from phases.modeldir import folder_name
+from phases.storage import folder_name
 from recovery.health import HealthSettings
 
 SETTINGS = HealthSettings(interval_seconds=0.2, answer_seconds=2)

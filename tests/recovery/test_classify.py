@@ -17,8 +17,9 @@ import torch
 
 from phases.errors import ArtifactError, ConfigError, ForgeError, NumericalError
 from recovery.circuit_breaker import CircuitOpenError
-from recovery.classify import RULES, Classifier, ErrorClass, Rule
+from recovery.classify import RULES, Classifier, Rule
 from recovery.commits import FencedError
+from recovery.taxonomy import ErrorClass
 
 CANCELLED, FENCED, TRANSIENT, CRASH = ErrorClass.CANCELLED, ErrorClass.FENCED, ErrorClass.TRANSIENT, ErrorClass.CRASH
 RESOURCE, NUMERICAL = ErrorClass.RESOURCE, ErrorClass.NUMERICAL

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from phases import storage
 from phases.errors import ArtifactError, NumericalError
 from recovery import faults
-from recovery.classify import Classifier, ErrorClass
+from recovery.classify import Classifier
 from recovery.faults import ENVIRONMENT, Fault, FaultLog, Kind, Point, draw, hook
+from recovery.taxonomy import ErrorClass
 
 ROOT = Path(__file__).parent.parent.parent
 POINTS = [Point("progress", f"train/{step}") for step in range(20)] + [Point("write", f"file-{n}") for n in range(5)]

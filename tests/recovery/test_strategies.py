@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phases.errors import ConfigError
-from recovery.classify import ErrorClass
 from recovery.strategies import (
     ADVICE,
     DEFAULT_CHAINS,
@@ -20,6 +19,7 @@ from recovery.strategies import (
     Strategy,
     decide,
 )
+from recovery.taxonomy import ErrorClass
 
 RETRY, FALLBACK, RESTART = Strategy.RETRY, Strategy.FALLBACK, Strategy.RESTART
 ROLLBACK, ISOLATE, ESCALATE = Strategy.ROLLBACK, Strategy.ISOLATE, Strategy.ESCALATE

@@ -22,10 +22,11 @@ from recovery.children import (
     UnstartableError,
     affected,
 )
-from recovery.classify import Classifier, ErrorClass
+from recovery.classify import Classifier
 from recovery.incarnation import Incarnation
 from recovery.supervision import SupervisionSettings
 from recovery.supervisor import Supervisor
+from recovery.taxonomy import ErrorClass
 
 ONE, ALL, REST = RestartStrategy.ONE_FOR_ONE, RestartStrategy.ONE_FOR_ALL, RestartStrategy.REST_FOR_ONE
 QUICK = SupervisionSettings(restarts=2, period_seconds=10, spare_pause_seconds=0)
