@@ -7,6 +7,7 @@ printed. Nothing here takes part in a run.
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
+from datetime import datetime
 
 from benchmarks.chaos_plan import strategy, task_of
 from benchmarks.chaos_run import INTERVAL, Outcome
@@ -58,7 +59,15 @@ def _seconds(fired: Fired, outcome: Outcome, order: dict[Point, int]) -> float |
     for hit in outcome.trace:
         if hit.time > fired.time and _is_back(hit, fired, task, order):
             return hit.time - fired.time
+    if fired.fault.point in order and order[fired.fault.point] == max(order.values()):
+        return _end(outcome) - fired.time  # nothing comes after it but the end
     return None
+
+
+def _end(outcome: Outcome) -> float:
+    """Return when a run that ended was over, in seconds since the epoch."""
+    times = [event.time for event in outcome.events if event.kind == "run_finished"]
+    return datetime.fromisoformat(times[-1]).timestamp()
 
 
 def _journalled(outcome: Outcome, fired: Fired, task: str, expected: str) -> bool:

@@ -109,8 +109,10 @@ def task_of(point: Point) -> str:
             return f"cognate/evaluate {role}"
         case "checkpoint", [role, _]:
             return f"cognate/train {role}"
-        case "write", ["01_cognate", "checkpoints" | "models", role, *_]:
-            return f"cognate/train {role}"
+        case "write", ["02_evomerge", *_]:
+            return "evomerge/evolve"
+        case "write", [folder, "checkpoints" | "models", role, *_]:
+            return f"{folder.partition('_')[2]}/train {role}"
         case (("measure" | "evaluator.send"), _):
             return "evomerge/evolve"
     return ""

@@ -61,6 +61,29 @@ def test_work_that_goes_on_from_a_later_checkpoint_counts() -> None:
     assert verdict.seconds == 1.0
 
 
+def test_what_strikes_at_the_last_point_is_recovered_from_by_the_end() -> None:
+    last = Fault(Kind.STOP, Point("phase.sealed", "bitnet"))
+    clean = replace(CLEAN, trace=[*CLEAN.trace, Hit(last.point, 9.0, 1)])
+    finished = Event(2, "run_finished", "1970-01-01T00:00:12+00:00", {})
+    outcome = replace(clean, planned=[last], fired=[Fired(last, 9.0, 1)], events=[finished])
+    assert [verdict.seconds for verdict in judge(outcome, clean)] == [3.0]
+    assert [verdict.seconds for verdict in judge(replace(outcome, ended=False), clean)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "task"),
+    [
+        ("01_cognate/checkpoints/warm_up/0000000008/manifest.json", "cognate/train warm_up"),
+        ("01_cognate/models/reasoning/model.safetensors", "cognate/train reasoning"),
+        ("02_evomerge/checkpoints/0000000001/manifest.json", "evomerge/evolve"),
+        ("03_quietstar/checkpoints/control/0000000004/state.json", "quietstar/train control"),
+        ("04_bitnet/checkpoints/ternary 0.004/0000000004/state.json", "bitnet/train ternary 0.004"),
+    ],
+)
+def test_a_write_belongs_to_the_task_that_makes_it(path: str, task: str) -> None:
+    assert task_of(Point("write", path)) == task
+
+
 @pytest.mark.parametrize(
     "bad",
     [
