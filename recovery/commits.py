@@ -120,7 +120,8 @@ class _Log:
     def begin(self, step: str) -> int:
         name = self._new_name()
         self._epochs[name] = 0
-        self._append({"step": step, "name": name}, durable=False)
+        grant = {"step": step, "name": name}
+        self._append(json.dumps(grant), grant, durable=False)
         return self._epochs.pop(name)
 
     def commit(self, entry: dict[str, Any]) -> bool:
@@ -129,7 +130,8 @@ class _Log:
             self._catch_up()  # its epoch was granted in another process
         if not self._counts(entry):
             return False
-        self._append(entry, durable=True)
+        content = json.dumps(entry)
+        self._append(content, json.loads(content), durable=True)  # as others will read it, whatever the caller changes
         taken = self._commits[entry["step"]].get(entry["epoch"])
         return taken is not None and bool(taken["name"] == entry["name"])
 
@@ -141,14 +143,13 @@ class _Log:
     def _new_name(self) -> str:
         return f"{self._writer}-{next(self._numbers)}"
 
-    def _append(self, entry: dict[str, Any], *, durable: bool) -> None:
+    def _append(self, content: str, entry: dict[str, Any], *, durable: bool) -> None:
         """Append a line and take note of it, and of what others have appended meanwhile, which stands before it."""
-        content = json.dumps(entry)
         line = b"\n" + _line(content.encode())
         begin = self._file.append(line, durable=durable)
         with self._lock:
             if self._read == begin:  # nobody has, and what it says needs not be read
-                self._apply(json.loads(content))
+                self._apply(entry)
                 self._read += len(line)
                 return
         self._catch_up()

@@ -20,9 +20,9 @@ class SupervisionSettings(Settings):
     """Deadlines. They are generous: a false alarm costs a restart, and on a busy machine silence is common."""
 
     poll_seconds: float = Field(default=0.5, gt=0, description="between two looks at an agent's progress")
-    beat_seconds: float = Field(default=0.5, gt=0, description="between two heartbeats of an agent")
+    beat_seconds: float = Field(default=0.6, gt=0, description="between two heartbeats of an agent")
     freeze_seconds: float = Field(
-        default=0.95, gt=0, description="without an answer, its process stopped: hung; more than a missed beat"
+        default=1.0, gt=0, description="without an answer, its process stopped: hung; more than a beat and a look"
     )
     hang_seconds: float = Field(default=20.0, gt=0, description="without an answer: the agent counts as hung")
     stall_seconds: float = Field(default=900.0, gt=0, description="without progress: its work counts as stuck")

@@ -1,7 +1,7 @@
 """Looking at the signs of life of a supervisor's children, and taking snapshots of those that have moved.
 
-One task looks at all of them, twice per heartbeat; the deadlines are those of `recovery/supervision.py`. A silent child
-is first asked and its process looked at, in a task of its own, so that nothing here ever waits for a child.
+One task looks at all of them several times a second; the deadlines are those of `recovery/supervision.py`. A silent
+child is first asked and its process looked at, in a task of its own, so that nothing here ever waits for a child.
 """
 
 import asyncio
@@ -12,6 +12,9 @@ from typing import Any
 from recovery.children import Child, Down, Life, Loss
 from recovery.incarnation import Incarnation, first_line
 from recovery.supervision import Pulse, SupervisionSettings
+
+_LOOK_SECONDS = 0.25  # at most, between two looks
+_PUNCTUAL_SECONDS = 0.01  # by which a look may be late without being counted so
 
 
 class Vigil:
@@ -32,15 +35,17 @@ class Vigil:
 
     async def keep(self, children: Mapping[str, Child]) -> None:
         """Look at all children for ever; the time by which this loop itself was late is no silence of theirs."""
-        period = self.settings.beat_seconds / 2
+        period = min(_LOOK_SECONDS, self.settings.beat_seconds / 2)
         before = self.clock()
         while True:
             await asyncio.sleep(period)
             now = self.clock()
-            late, before = max(0.0, now - before - period), now
+            late, before = now - before - period, now
+            late = late if late > _PUNCTUAL_SECONDS else 0.0
             self._listen()
             for child in list(children.values()):
-                child.spares.forgive(late)
+                if late:
+                    child.spares.forgive(late)
                 if child.life is not None:
                     self.look(child, child.life, late)
 
@@ -49,10 +54,11 @@ class Vigil:
         settings, pulse = self.settings, life.process.pulse
         if pulse is None:
             return
-        pulse.forgive(late)
-        if pulse.silence > settings.hang_seconds:
+        if late:
+            pulse.forgive(late)
+        if (silence := pulse.silence) > settings.hang_seconds:
             self._lost(child, life, Down(Loss.HUNG, f"no sign of life in {settings.hang_seconds:g} s"))
-        elif pulse.silence > settings.freeze_seconds:
+        elif silence > settings.freeze_seconds:
             if not life.examined:
                 life.examined = True
                 self._background(self._examine(child, life))
