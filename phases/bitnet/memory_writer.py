@@ -33,7 +33,7 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
 
 
 class MemoryWriter:
-    """Writes the memory of one stream."""
+    """Writes the memory of streams, B at a time."""
 
     def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
         config = architecture.titan
@@ -52,16 +52,16 @@ class MemoryWriter:
             for projection in (self._memory.k, self._memory.v):
                 projection.register_forward_pre_hook(lambda _, inputs: (activations.values(inputs[0]),))
 
-    def empty(self) -> MemoryState:
-        """Return a memory that holds nothing."""
-        return self._memory.empty(1, "cpu", torch.float32)
+    def empty(self, batch: int = 1) -> MemoryState:
+        """Return the memory of `batch` streams that holds nothing."""
+        return self._memory.empty(batch, "cpu", torch.float32)
 
     @torch.no_grad()
     def write(
         self, state: MemoryState, outputs: npt.NDArray[np.float32], surprise: npt.NDArray[np.float32]
     ) -> MemoryState:
-        """Return the memory after a segment: `outputs` (T, D), not yet quantised, and `surprise` (T,), nats."""
+        """Return the memory after a segment: `outputs` (B, T, D), not yet quantised, and `surprise` (B, T), nats."""
         hidden = torch.from_numpy(outputs.copy())
         if self._activations is not None:
             hidden = self._activations.values(hidden)
-        return self._memory.write(state, hidden[None], torch.from_numpy(surprise.copy())[None])
+        return self._memory.write(state, hidden, torch.from_numpy(surprise.copy()))

@@ -72,7 +72,7 @@ class Graph:
     def store(self, name: str, value: Array) -> str:
         """Store an initialiser under its own name, once."""
         if name not in self.initialisers:
-            self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.initialisers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def fold(self, kind: str, *inputs: str, **attributes: Any) -> str:

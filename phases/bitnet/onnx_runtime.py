@@ -256,7 +256,7 @@ class Stream:
         self._surprise[start : start + len(ids)] = nats
         self.position += len(ids)
         if start + len(ids) == self._segment:
-            self._memory = self.model.writer.write(self._memory, self._outputs, self._surprise)
+            self._memory = self.model.writer.write(self._memory, self._outputs[None], self._surprise[None])
             self._bind_memory(self._memory)
             for cache in (self._cache, self._queries):
                 cache[..., : self._segment, :] = cache[..., self._older : self._older + self._segment, :]
