@@ -1,6 +1,7 @@
 """ONNX files and the sessions that run them: settings as data, and files that cannot run refused before any work."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,14 +87,18 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 def node_counts(path: Path) -> Counter[str]:
     """Return how many nodes of each kind a file has, those inside branches and loops included."""
-    counts = Counter[str]()
-    waiting = [onnx.load(path, load_external_data=False).graph]
+    model = onnx.load(path, load_external_data=False)
+    return Counter(node.op_type for graph in graphs(model) for node in graph.node)
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield a model's graph and those inside it, of branches and loops."""
+    waiting = [model.graph]
     while waiting:
         graph = waiting.pop()
+        yield graph
         for node in graph.node:
-            counts[node.op_type] += 1
             waiting += [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-    return counts
 
 
 def _first_line(error: Exception) -> str:

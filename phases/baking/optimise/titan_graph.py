@@ -75,7 +75,7 @@ class _Shared:
 
     cos: str  # (T, K / 2)
     sin: str  # (T, K / 2)
-    mask: str  # (T, P + T), 0 or -inf
+    mask: str  # (T, P + T), 0 or so little that nothing is left of it
     keys: str  # (S * L, B, H, P, K)
     values: str  # (S * L, B, H, P, K)
     lengths: str  # (2), P and T
@@ -132,7 +132,7 @@ class _Piece:
         cos, sin = (g.op("Cast", g.op(kind, angles), to=_FLOAT) for kind in ("Cos", "Sin"))
         seen = g.op("Expand", "seen", g.op("Concat", length, places, axis=0))
         allowed = g.op("Concat", seen, g.op("LessOrEqual", here, column), axis=1)
-        zero, never = (g.constant(np.array(value, np.float32)) for value in (0, -np.inf))
+        zero, never = (g.constant(np.array(value, np.float32)) for value in (0, -ABSENT))
         caches = list[str]()
         for name in ("past_keys", "past_values"):
             size = g.op("Concat", g.ints(a.steps * a.n_layers), g.op("Shape", name, start=2), axis=0)

@@ -19,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from phases.baking.optimise.session import Feeds, SessionSettings, open_session, read_model
+from phases.baking.optimise.session import Feeds, SessionSettings, graphs, open_session, read_model
 from phases.bitnet.onnx_graph import MICROSOFT
 from phases.bitnet.packing import pack_bits
 
@@ -180,10 +180,11 @@ def _replace(model: onnx.ModelProto, old: Sequence[onnx.NodeProto], new: Sequenc
 def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> None:
     del model.graph.value_info[:]  # shapes of another graph mislead the quantiser (onnxruntime issue 25890)
     _drop_unused(model)
+    _declare_inner_products(model)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "source.onnx"
         _save(model, file)
-        options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True}
+        options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True, "EnableSubgraph": True}
         logging.disable(logging.WARNING)  # it warns of every type that it cannot infer; what it wrote is run anyway
         try:
             quantize_dynamic(
@@ -196,6 +197,14 @@ def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> Non
             )
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _declare_inner_products(model: onnx.ModelProto) -> None:
+    """Declare what products inside loops and branches give: there, the quantiser has no default type."""
+    for graph in graphs(model):
+        if graph is not model.graph:
+            names = [node.output[0] for node in graph.node if node.op_type == "MatMul"]
+            graph.value_info.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
 
 
 def _block_quantise(source: Path, out: Path, bits: int) -> None:
@@ -229,12 +238,8 @@ def _save(model: onnx.ModelProto, out: Path) -> None:
 
 def _drop_unused(model: onnx.ModelProto) -> None:
     """Remove initialisers that no node reads, those in branches included."""
-    used, waiting = {each.name for each in model.graph.output}, [model.graph]
-    while waiting:
-        graph = waiting.pop()
-        for node in graph.node:
-            used.update(node.input)
-            waiting += [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    used = {each.name for each in model.graph.output}
+    used.update(name for graph in graphs(model) for node in graph.node for name in node.input)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     if len(kept) < len(model.graph.initializer):
         copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
