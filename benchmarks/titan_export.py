@@ -5,6 +5,7 @@ random, too, so that tokens stop at different steps. Speed is that of greedy dec
 torch's own cached generation, in turns by CPU time.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -106,5 +107,5 @@ def _speed(folder: Path, quick: bool) -> list[Figure]:
     ]
 
 
-def _decoder(stream: TitanStream, last: np.ndarray):
+def _decoder(stream: TitanStream, last: np.ndarray) -> Callable[[], object]:
     return lambda: stream.greedy(last, _DECODED)

@@ -184,7 +184,7 @@ def _lines() -> Iterator[str]:
 
 
 def optimize(
-    model: Annotated[str, typer.Argument(help="ONNX file, or a model directory or run of ours.")],
+    model: Annotated[str, typer.Argument(help="ONNX file, torch program (.pt2), or a model directory or run of ours.")],
     out: Annotated[Path, typer.Argument(help="New folder for the model, its settings and the report.")],
     target: Annotated[str, typer.Option(help="latency, size or memory.")] = "latency",
     max_loss: Annotated[float, typer.Option(help="Most that the smallest cosine of an output may lack to 1.")] = 0.01,

@@ -1,4 +1,4 @@
-"""What can be optimised: an ONNX file, or a TinyTitan's model directory, which is exported first.
+"""What can be optimised: an ONNX file, or one that is exported first from a torch program or a TinyTitan's directory.
 
 A TinyTitan's file is one pass of tokens through the stack with its caches as inputs (`phases.bitnet.onnx_export`); it
 is optimised on a pass over fresh tokens behind a past, and torch reads the same tokens for comparison.
@@ -13,6 +13,7 @@ import torch
 
 from phases import modeldir
 from phases.baking.optimise.inputs import Inputs, given_inputs, random_inputs
+from phases.baking.optimise.program import export_program, open_program
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session, read_model
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.packed import Architecture, pack
@@ -38,11 +39,14 @@ def open_source(
     model: str, folder: Path, *, inputs: Path | None, sizes: Mapping[str, int], count: int = 8, seed: int = 0
 ) -> Source:
     """Return what `model` is. Raises `ForgeError`s naming what cannot be optimised, before anything is tried."""
-    path = Path(model)
-    if path.suffix != ".onnx":
+    path, eager = Path(model), None
+    if path.suffix not in (".onnx", ".pt2"):
         return titan_source(modeldir.find_model(model), folder, tokens=sizes.get("T", 32), count=count, seed=seed)
     if not path.is_file():
-        raise ArtifactError(f"{model}: no such file; name an ONNX file, a model directory or a run")
+        raise ArtifactError(f"{model}: no such file; name an ONNX or .pt2 file, a model directory or a run")
+    if path.suffix == ".pt2":
+        program, path = open_program(path), folder / "exported.onnx"
+        eager = one_thread(export_program(program, path))
     proto = read_model(path)
     session = open_session(path, SessionSettings())
     named = {str(axis) for each in session.get_inputs() for axis in each.shape if not isinstance(axis, int)}
@@ -51,8 +55,18 @@ def open_source(
             "--size", unknown[0], "no symbolic axis of the inputs", f"known are {', '.join(sorted(named))}"
         )
     if inputs is not None:
-        return Source(path, given_inputs(session, inputs))
-    return Source(path, random_inputs(session, proto, sizes, count, seed))
+        return Source(path, given_inputs(session, inputs), eager)
+    return Source(path, random_inputs(session, proto, sizes, count, seed), eager)
+
+
+def one_thread(run: Callable[[Feeds], object]) -> Callable[[Feeds], object]:
+    """Return `run` on one thread, as sessions are timed."""
+
+    def alone(feeds: Feeds) -> object:
+        torch.set_num_threads(1)
+        return run(feeds)
+
+    return alone
 
 
 def titan_source(model: str, folder: Path, *, tokens: int, count: int, seed: int) -> Source:
@@ -106,7 +120,6 @@ def _one_pass(model: TinyTitan) -> Callable[[Feeds], object]:
 
     @torch.inference_mode()
     def read(feeds: Feeds) -> object:
-        torch.set_num_threads(1)
         return single(torch.from_numpy(feeds["tokens"]).unsqueeze(0))[0]
 
-    return read
+    return one_thread(read)

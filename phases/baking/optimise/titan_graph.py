@@ -4,8 +4,9 @@
 piece go through each step until all have halted, and those that halted before keep what they had, which comes to the
 same. Memory is read here; it is written between segments, by the model's own code (`titan_runtime.py`).
 
-Node by node and not by torch.onnx.export: torch's `while_loop` can say the same, but tracing it with sizes left open
-takes torch 2.13 minutes where this takes a second, and what comes out has none of the runtime's fused kernels inside.
+Node by node and not by torch.onnx.export: torch's `while_loop` can say the same, but with the sizes of rows, tokens and
+past left open, torch 2.13 had not traced a model of one layer and width 16 after eight CPU seconds. This takes
+three for eleven layers of width 216, needs no further package, and puts the runtime's own kernels in place.
 
 Shapes: B rows, T tokens of a piece, S ponder steps, L layers, H heads, K head dimension, D = H * K, P places of the
 window before the piece, M memory slots (at least `top_k`), V vocabulary.

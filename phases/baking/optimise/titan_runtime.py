@@ -102,12 +102,10 @@ class TitanStream:
 
     def feeds(self, tokens: Array) -> Feeds:
         """Return the graph's inputs for a piece `tokens` (B, T) that comes next."""
-        start, end = self._places()
-        places = np.arange(self._keys.shape[4])
         return {
             "tokens": tokens,
             "position": np.array(self.position),
-            "seen": (places >= start) & (places < end),
+            "seen": np.arange(self._keys.shape[4]) < self._filled,
             "past_keys": self._keys,
             "past_values": self._values,
             "past_queries": self._queries,
@@ -117,10 +115,9 @@ class TitanStream:
     def _piece(self, tokens: Array) -> Read:
         """Read tokens of one segment."""
         found = dict(zip(OUTPUTS, self.model.session.run(OUTPUTS, self.feeds(tokens)), strict=True))
-        end = self._places()[1]
-        self._make_room(end + tokens.shape[1])
-        self._keys[..., end : end + tokens.shape[1], :] = found["keys"]
-        self._values[..., end : end + tokens.shape[1], :] = found["values"]
+        new = slice(self._filled, self._filled + tokens.shape[1])
+        self._make_room(new.stop)
+        self._keys[..., new, :], self._values[..., new, :] = found["keys"], found["values"]
         self._queries = found["queries"]
         surprise = self._nats(tokens, found["logits"])
         self._prediction = found["logits"][:, -1]
@@ -145,17 +142,18 @@ class TitanStream:
         start = self.position % size
         self._outputs[:, start : start + length], self._surprise[:, start : start + length] = outputs, surprise
         if start + length == size:
-            end = self._places()[1] + length
+            end = self._filled + length
             for cache in (self._keys, self._values):
                 cache[..., :size, :] = cache[..., end - size : end, :]
             self._memory = self.model.writer.write(self._memory, self._outputs, self._surprise)
             self._slots = self._slot_feeds()
         self.position += length
 
-    def _places(self) -> tuple[int, int]:
-        """Return the places of the cache that hold what the next token sees, from the first to before the last."""
+    @property
+    def _filled(self) -> int:
+        """Places of the cache that hold what the next token sees."""
         size = self.model.config.segment_len
-        return 0, self.position % size + (size if self.position >= size else 0)
+        return self.position % size + (size if self.position >= size else 0)
 
     def _make_room(self, places: int) -> None:
         """Enlarge the caches where they have fewer places."""
