@@ -97,16 +97,20 @@ def require_exportable(module: nn.Module, examples: Examples, dynamic: Dynamic) 
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise NumericalError(f"weight {name} has values that are not finite")
+    sizes = dict[str, int]()
     for name, axes in dynamic.items():
         if name not in examples:
             raise ConfigError.of("dynamic", name, "no input", f"inputs are {', '.join(examples)}")
-        for axis in axes:
+        for axis, size in axes.items():
             shape = tuple(examples[name].shape)
             if not 0 <= axis < len(shape):
                 raise ConfigError.of("dynamic", f"{name}, axis {axis}", f"its shape is {shape}", "name one it has")
             if shape[axis] < 2:
                 fix = "give an example with at least 2; the file then takes any size"
                 raise ConfigError.of("examples", f"{name} {shape}", f"axis {axis} would be fixed", fix)
+            if sizes.setdefault(size, shape[axis]) != shape[axis]:
+                problem = f"{size} is {sizes[size]} elsewhere"
+                raise ConfigError.of("examples", f"{name} {shape}", problem, "give it one size")
 
 
 def _named(module: nn.Module, examples: Examples | Sequence[Tensor]) -> Examples:
@@ -137,8 +141,12 @@ def _resized(examples: Examples, dynamic: Dynamic, more: int | None) -> Examples
 def _check(file: Path, module: nn.Module, inputs: Examples) -> None:
     """Raise `ArtifactError` where the file does not compute what the module does."""
     sizes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
-    with torch.no_grad():
-        wanted = [x for x in pytree.tree_leaves(module(**inputs)) if isinstance(x, Tensor)]
+    try:
+        with torch.no_grad():
+            wanted = [x for x in pytree.tree_leaves(module(**inputs)) if isinstance(x, Tensor)]
+    except Exception as error:  # the module's own code, which may raise anything
+        fix = "leave out of `dynamic` what has to keep its size"
+        raise ArtifactError(f"{_title(module)} itself cannot take {sizes} ({_cause(error)}); {fix}") from error
     feeds = {name: value.numpy() for name, value in inputs.items()}
     compare(open_session(file, SessionSettings()).run(None, feeds), wanted, sizes)
 

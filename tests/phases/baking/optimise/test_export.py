@@ -71,6 +71,18 @@ def test_what_torch_cannot_export_is_said_and_leaves_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_size_that_the_module_cannot_take_is_named(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                return x * 2
+            return x.reshape(3, -1) * 2
+
+    with pytest.raises(ArtifactError, match=r"Fixed itself cannot take x \(4, 5\)"):
+        export_module(Fixed().eval(), (torch.randn(3, 5),), tmp_path / "model.onnx", {"x": {0: "batch"}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_examples_that_cannot_serve_are_refused_before_work_starts(mixer: Mixer, tmp_path: Path) -> None:
     x, past = EXAMPLES
     out = tmp_path / "model.onnx"
@@ -80,6 +92,8 @@ def test_examples_that_cannot_serve_are_refused_before_work_starts(mixer: Mixer,
         export_module(mixer, (x[:, :1], past), out, DYNAMIC)
     with pytest.raises(ConfigError, match="no input"):
         export_module(mixer, (x, past), out, {"y": {0: "batch"}})
+    with pytest.raises(ConfigError, match="length is 3 elsewhere"):
+        export_module(mixer, (x, past), out, {"x": {1: "length"}, "past": {1: "length"}})
     with pytest.raises(ConfigError, match="axis 3"):
         export_module(mixer, (x, past), out, {"x": {3: "batch"}})
     with pytest.raises(ConfigError, match="eval"):
