@@ -43,8 +43,8 @@ def titan_graph(model: PackedModel) -> onnx.GraphProto:
 
 
 def _inputs(a: Architecture) -> list[onnx.ValueInfoProto]:
-    cache = [a.steps, a.n_layers, "batch", a.n_heads, "places", a.head_dim]
-    slots = ["batch", "slots", a.d_model]
+    cache: list[int | str] = [a.steps, a.n_layers, "batch", a.n_heads, "places", a.head_dim]
+    slots: list[int | str] = ["batch", "slots", a.d_model]
     return [
         helper.make_tensor_value_info("tokens", _INT, ["batch", "length"]),
         helper.make_tensor_value_info("position", _INT, []),
@@ -59,7 +59,7 @@ def _inputs(a: Architecture) -> list[onnx.ValueInfoProto]:
 
 
 def _outputs(a: Architecture) -> list[onnx.ValueInfoProto]:
-    cache = [a.steps, a.n_layers, "batch", a.n_heads, "length", a.head_dim]
+    cache: list[int | str] = [a.steps, a.n_layers, "batch", a.n_heads, "length", a.head_dim]
     return [
         helper.make_tensor_value_info("logits", _FLOAT, ["batch", "length", a.vocab_size]),
         helper.make_tensor_value_info("outputs", _FLOAT, ["batch", "length", a.d_model]),
@@ -134,22 +134,27 @@ class _Piece:
         seen = g.op("Expand", "seen", g.op("Concat", length, places, axis=0))
         allowed = g.op("Concat", seen, g.op("LessOrEqual", here, column), axis=1)
         zero, never = (g.constant(np.array(value, np.float32)) for value in (0, -ABSENT))
-        caches = list[str]()
-        for name in ("past_keys", "past_values"):
-            size = g.op("Concat", g.ints(a.steps * a.n_layers), g.op("Shape", name, start=2), axis=0)
-            caches.append(g.op("Reshape", name, size, allowzero=1))
+        keys, values = (
+            g.op("Reshape", name, self._flat_size(name), allowzero=1) for name in ("past_keys", "past_values")
+        )
         batch, slots = (g.op("Squeeze", g.op("Shape", "slot_fade", start=axis, end=axis + 1)) for axis in (0, 1))
         rows = g.op("Mul", g.op("Range", g.constant(np.array(0)), batch, g.constant(np.array(1))), slots)
         return _Shared(
             cos,
             sin,
             g.op("Where", allowed, zero, never),
-            *caches,
+            keys,
+            values,
             g.op("Concat", places, length, axis=0),
             g.op("Reshape", "slot_values", g.ints(-1, a.d_model)),
             g.op("Unsqueeze", "slot_fade", g.ints(1)),
             g.op("Reshape", rows, g.ints(-1, 1, 1)),
         )
+
+    def _flat_size(self, cache: str) -> str:
+        """Return the shape (S * L, B, H, P, K) of a cache."""
+        g, a = self.graph, self.model.architecture
+        return g.op("Concat", g.ints(a.steps * a.n_layers), g.op("Shape", cache, start=2), axis=0)
 
 
 @dataclass(frozen=True)
