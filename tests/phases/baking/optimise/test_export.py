@@ -52,6 +52,7 @@ DYNAMIC = {"x": {0: "batch", 1: "length"}, "past": {0: "batch", 1: "past"}}
 EXAMPLES = (torch.randn(2, 3, 6), torch.randn(2, 4, 6))
 
 
+@pytest.mark.slow
 def test_a_module_with_a_loop_runs_at_any_size_and_with_no_past(mixer: Mixer, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     export_module(mixer, EXAMPLES, file, DYNAMIC)
