@@ -115,7 +115,7 @@ class _Log:
         self._read = 0
         self._granted = Counter[str]()
         self._epochs: dict[str, int] = {}  # of the grants of this process, by name
-        self._commits: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        self._commits: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)  # by step and epoch: name and JSON
 
     def begin(self, step: str) -> int:
         name = self._new_name()
@@ -130,15 +130,14 @@ class _Log:
             self._catch_up()  # its epoch was granted in another process
         if not self._counts(entry):
             return False
-        content = json.dumps(entry)
-        self._append(content, json.loads(content), durable=True)  # as others will read it, whatever the caller changes
-        taken = self._commits[entry["step"]].get(entry["epoch"])
-        return taken is not None and bool(taken["name"] == entry["name"])
+        self._append(json.dumps(entry), entry, durable=True)
+        name, _ = self._commits[entry["step"]].get(entry["epoch"], ("", ""))
+        return bool(name == entry["name"])
 
     def commits(self, step: str) -> Iterator[dict[str, Any]]:
         self._catch_up()
         with self._lock:
-            return iter([entry for _, entry in sorted(self._commits[step].items())])
+            return iter([json.loads(content) for _, (_, content) in sorted(self._commits[step].items())])
 
     def _new_name(self) -> str:
         return f"{self._writer}-{next(self._numbers)}"
@@ -149,7 +148,7 @@ class _Log:
         begin = self._file.append(line, durable=durable)
         with self._lock:
             if self._read == begin:  # nobody has, and what it says needs not be read
-                self._apply(entry)
+                self._apply(entry, content)
                 self._read += len(line)
                 return
         self._catch_up()
@@ -166,16 +165,16 @@ class _Log:
             self._read += len(whole)
             for line in filter(None, whole.split(b"\n")):
                 if (entry := _unpack(self.path, line)) is not None:
-                    self._apply(entry)
+                    self._apply(entry, json.dumps(entry))
 
-    def _apply(self, entry: dict[str, Any]) -> None:
+    def _apply(self, entry: dict[str, Any], content: str) -> None:
         step = entry["step"]
         if "result" not in entry:
             self._granted[step] += 1
             if entry["name"] in self._epochs:
                 self._epochs[entry["name"]] = self._granted[step]
         elif self._counts(entry):
-            self._commits[step][entry["epoch"]] = entry
+            self._commits[step][entry["epoch"]] = entry["name"], content
 
 
 def _pack(entry: dict[str, Any]) -> bytes:

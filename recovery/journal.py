@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from phases import storage
 from phases.errors import ArtifactError
@@ -57,6 +57,14 @@ class _Object:
     epoch: int
 
 
+class _Entry(NamedTuple):
+    """An event that has no number yet."""
+
+    kind: str
+    time: datetime
+    data: dict[str, Any]
+
+
 class NewerVersionError(ArtifactError):
     """A journal that only a newer Agent Forge can read."""
 
@@ -73,7 +81,7 @@ class Journal:
         self.epoch = epoch
         self._writing = threading.Lock()
         self._noting = threading.Lock()  # never held for long
-        self._noted = list[dict[str, Any]]()
+        self._noted = list[_Entry]()
         self._timer: threading.Timer | None = None
         self._failure: Exception | None = None
         self._number: int | None = None
@@ -172,10 +180,10 @@ class Journal:
             _log.error("journal: events from %d on were damaged and are lost: %s", len(events) + 1, ", ".join(aside))
         return aside
 
-    def _put(self, entries: list[dict[str, Any]]) -> list[Event]:
+    def _put(self, entries: list[_Entry]) -> list[Event]:
         while True:
             first = (self._seek_end() if self._number is None else self._number) + 1
-            events = [Event(first + place, **entry) for place, entry in enumerate(entries)]
+            events = [Event(first + place, e.kind, e.time.isoformat(), e.data) for place, e in enumerate(entries)]
             epoch = self._newest_epoch if self.epoch is None else self.epoch
             body = {"version": VERSION, "before": self._checksum, "epoch": epoch, "events": list(map(vars, events))}
             body = json.loads(json.dumps(body))  # as it will be read
@@ -240,8 +248,8 @@ def _refuse_tampering(damage: Damage) -> None:
         raise ArtifactError(f"{damage.problem}; what is behind it is whole, so this was no crash: {fix}")
 
 
-def _entry(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "time": datetime.now(UTC).isoformat(), "data": dict(data)}
+def _entry(kind: str, data: Mapping[str, Any]) -> _Entry:
+    return _Entry(kind, datetime.now(UTC), dict(data))
 
 
 def _parse(path: str) -> _Object:
