@@ -98,7 +98,7 @@ def _quality(folder: Path, steps: int) -> list[Figure]:
     progress(f"training a ternary LLaMA for {steps} steps")
     config = CorpusConfig(vocab_size=_VOCABULARY, max_bytes=4_000_000)
     corpus = prepare(config, seed=0, folder=folder / "corpus", progress=lambda stage, share: None)
-    with torch_threads(2):
+    with torch_threads(1):
         network = _trained(corpus, steps)
         network.save_pretrained(folder / "llama")
         packed = read_llama(folder / "llama", QuantisationConfig())
