@@ -43,7 +43,7 @@ class _Measured:
 
 def figures(seeds: Sequence[int], quick: bool) -> list[Figure]:
     """Train from the same parent for each seed, and return `text_gain` and what else it could be due to."""
-    steps, updates = (200, 20) if quick else (1500, 100)
+    steps, updates = (200, 10) if quick else (600, 40)
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpus_of(Path(folder) / "corpus")
         model = parent(corpus, steps)
