@@ -30,7 +30,6 @@ from actors.agent import NAMESPACE, as_actor, flow_name, start_named
 from actors.metrics import HealthGauges
 from actors.supervised import present_lives
 from phases import storage
-from phases.storage import folder_name
 from recovery.health import ENDED, Health, HealthSettings, agent_key
 
 NEWEST, HISTORY, OLDER = "health.json", "health.jsonl", "health.1.jsonl"
@@ -44,6 +43,15 @@ _SLICES = 10
 _log = logging.getLogger(__name__)
 
 Timed = tuple[float, str, dict[str, Any]]  # when, kind and data of an event
+
+
+def newest_report(run: str) -> dict[str, Any]:
+    """Return the newest report on a run's health, nothing before there is one."""
+    path = storage.join(run, NEWEST)
+    if not storage.exists(path):
+        return {}
+    report: dict[str, Any] = storage.read_json(path)
+    return report
 
 
 class NodeProbe:
@@ -93,7 +101,7 @@ class PipelineHealthMonitor:
         self._paths = [run.removeprefix("file://")] if storage.is_local(run) else []
         self._node = ray.get_runtime_context().get_node_id()
         self._here = NodeProbe(self._paths)
-        self._gauges = HealthGauges(folder_name(run))
+        self._gauges = HealthGauges(storage.folder_name(run))
         self._measured: dict[str, dict[str, Any]] = {}  # by node
         self._handles: dict[str, Any] = {}  # of agents and of probes of other nodes
         self._calls: dict[str, asyncio.Future[Any]] = {}  # those that are not answered yet, one per handle
@@ -140,7 +148,7 @@ class PipelineHealthMonitor:
 
     def _find(self) -> tuple[set[str], dict[str, str]]:
         """Look up the agents of the run, and the nodes by name with their ids, and forget what is gone."""
-        prefix = f"{folder_name(self.run_uri)}/"
+        prefix = f"{storage.folder_name(self.run_uri)}/"
         named = [actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
         lives = present_lives(name.removeprefix(prefix) for name in named if name.startswith(prefix))
         agents = {name for name in lives if "/" in name}
@@ -294,7 +302,7 @@ class HealthFeed:
 
 def spawn_monitor(run: str, settings: HealthSettings) -> Any:
     """Start the monitor as the Ray actor `<run>/health`, and its watch."""
-    actor = as_actor(PipelineHealthMonitor, f"{folder_name(run)}/health", num_cpus=0)
+    actor = as_actor(PipelineHealthMonitor, f"{storage.folder_name(run)}/health", num_cpus=0)
     monitor = start_named(actor, run, settings)
     monitor.watch.remote()
     return monitor

@@ -17,7 +17,6 @@ from coordinators.start import take_model
 from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
-from phases.storage import folder_name
 from recovery.faults import hook
 from recovery.journal import Journal
 from recovery.strategies import History
@@ -131,4 +130,6 @@ def finished_result(run: str, phase: str) -> PhaseResult | None:
 
 def spawn_pipeline(run: str, config: PipelineConfig, epoch: int) -> Any:
     """Start the coordinator as the Ray actor `<run>/pipeline`, which works under an epoch of the run's lease."""
-    return start_named(as_actor(PipelineCoordinator, f"{folder_name(run)}/pipeline", num_cpus=0), run, config, epoch)
+    return start_named(
+        as_actor(PipelineCoordinator, f"{storage.folder_name(run)}/pipeline", num_cpus=0), run, config, epoch
+    )

@@ -23,7 +23,6 @@ from phases import modeldir, rundir, storage
 from phases.contract import PhaseResult
 from phases.errors import ArtifactError
 from phases.evomerge.search import read_search
-from phases.storage import folder_name
 from recovery.journal import Journal
 
 _TITLES = {
@@ -44,7 +43,7 @@ def write_report(run: str) -> str:
     results = [rundir.read_result(run, phase) for phase in phases]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        name=folder_name(run),
+        name=storage.folder_name(run),
         results=results,
         titles=_TITLES,
         lineage=_lineage(run, results),

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from coordinators.config import PipelineConfig, parse_config
-from coordinators.health import NEWEST
+from coordinators.health import newest_report
 from phases import rundir, storage
 from phases.errors import ArtifactError
 from recovery.checkpoints import Checkpoints
@@ -40,7 +40,7 @@ def run_status(run: str) -> dict[str, Any]:
     holder = Lease(run).holder()
     problems = list[str]()
     health, queues, degraded, checkpoints = (
-        _unless_damaged(part, run, problems) for part in (_health, _queues, _degraded, _checkpoints)
+        _unless_damaged(part, run, problems) for part in (newest_report, _queues, _degraded, _checkpoints)
     )
     started = {e.data["phase"] for e in events if e.kind == "phase_started"}
     recoveries = [e for e in events if e.kind == "recovery"]
@@ -123,14 +123,6 @@ def _unless_damaged(part: Callable[[str], dict[str, Any]], run: str, problems: l
 def _degraded(run: str) -> dict[str, Any]:
     results = {phase: rundir.read_result(run, phase) for phase in rundir.finished_phases(run)}
     return {phase: result.degraded for phase, result in results.items() if result.degraded}
-
-
-def _health(run: str) -> dict[str, Any]:
-    path = storage.join(run, NEWEST)
-    if not storage.exists(path):
-        return {}
-    report: dict[str, Any] = storage.read_json(path)
-    return report
 
 
 def _queues(run: str) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from coordinators.config import PipelineConfig
-from coordinators.health import NEWEST
+from coordinators.health import newest_report
 from phases import rundir, storage
 from phases.cognate.config import CognateConfig
 from phases.contract import ModelRef, PhaseResult
 from phases.errors import ForgeError
-from phases.storage import folder_name
 from recovery.circuit_breaker import BreakerState
 
 _log = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ class PhaseLogger:
             folder = tempfile.mkdtemp(prefix="forge-wandb-")
         return wandb.init(
             project=self.project,
-            group=folder_name(self.run_uri),
-            name=f"{folder_name(self.run_uri)}-{self.phase}",
+            group=storage.folder_name(self.run_uri),
+            name=f"{storage.folder_name(self.run_uri)}-{self.phase}",
             job_type=self.phase,
             config=self.config,
             dir=folder,
@@ -121,6 +121,7 @@ class PipelineLogger:
         self.run_uri, self.config = run, config
         self.mode = os.environ.get("WANDB_MODE", config.tracking.wandb_mode)
         self._phase: PhaseLogger | None = None
+        self._next_look = 0.0  # at the run's health, in seconds of the monotonic clock
 
     def __enter__(self) -> Self:
         return self
@@ -144,10 +145,17 @@ class PipelineLogger:
                 self.run_uri, event["phase"], config, project=self.config.tracking.project, mode=self.mode
             ).__enter__()
         elif event["kind"] == "progress" and self._phase is not None:
-            self._phase.log_metrics(_CURVES[event["phase"]](event) | _health_metrics(self.run_uri))
+            self._phase.log_metrics(_CURVES[event["phase"]](event) | self._health())
         elif event["kind"] == "phase_finished" and self._phase is not None:
             _log_result(self._phase, rundir.read_result(self.run_uri, event["phase"]))
             self._close()
+
+    def _health(self) -> dict[str, float]:
+        """Return the keys of health as often as there can be a new report, nothing in between."""
+        if (now := time.monotonic()) < self._next_look:
+            return {}
+        self._next_look = now + self.config.alerts.health.interval_seconds
+        return _health_metrics(self.run_uri)
 
     def _give_up(self, error: Exception) -> None:
         if isinstance(error, ForgeError):
@@ -218,10 +226,8 @@ def _baking_artifacts(logger: PhaseLogger, result: PhaseResult) -> None:
 
 def _health_metrics(run: str) -> dict[str, float]:
     """Return the documented keys from the newest report on the run's health, nothing before there is one."""
-    path = storage.join(run, NEWEST)
-    if not storage.exists(path):
+    if not (report := newest_report(run)):
         return {}
-    report = storage.read_json(path)
     nodes, rates = report["nodes"].values(), report["rates"]
     return {
         "health/cpu_usage": sum(node["cpu_percent"] for node in nodes) / max(len(nodes), 1),

@@ -115,13 +115,13 @@ class _Log:
         self._read = 0
         self._granted = Counter[str]()
         self._epochs: dict[str, int] = {}  # of the grants of this process, by name
-        self._commits: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)  # by step and epoch: name and JSON
+        self._commits: dict[str, dict[int, tuple[str, bytes]]] = defaultdict(dict)  # by step and epoch: name and JSON
 
     def begin(self, step: str) -> int:
         name = self._new_name()
         self._epochs[name] = 0
         grant = {"step": step, "name": name}
-        self._append(json.dumps(grant), grant, durable=False)
+        self._append(grant, durable=False)
         return self._epochs.pop(name)
 
     def commit(self, entry: dict[str, Any]) -> bool:
@@ -130,8 +130,8 @@ class _Log:
             self._catch_up()  # its epoch was granted in another process
         if not self._counts(entry):
             return False
-        self._append(json.dumps(entry), entry, durable=True)
-        name, _ = self._commits[entry["step"]].get(entry["epoch"], ("", ""))
+        self._append(entry, durable=True)
+        name, _ = self._commits[entry["step"]].get(entry["epoch"], ("", b""))
         return bool(name == entry["name"])
 
     def commits(self, step: str) -> Iterator[dict[str, Any]]:
@@ -142,9 +142,10 @@ class _Log:
     def _new_name(self) -> str:
         return f"{self._writer}-{next(self._numbers)}"
 
-    def _append(self, content: str, entry: dict[str, Any], *, durable: bool) -> None:
+    def _append(self, entry: dict[str, Any], *, durable: bool) -> None:
         """Append a line and take note of it, and of what others have appended meanwhile, which stands before it."""
-        line = b"\n" + _line(content.encode())
+        content = json.dumps(entry).encode()
+        line = b"\n" + _line(content)
         begin = self._file.append(line, durable=durable)
         with self._lock:
             if self._read == begin:  # nobody has, and what it says needs not be read
@@ -165,9 +166,9 @@ class _Log:
             self._read += len(whole)
             for line in filter(None, whole.split(b"\n")):
                 if (entry := _unpack(self.path, line)) is not None:
-                    self._apply(entry, json.dumps(entry))
+                    self._apply(entry, line.partition(b" ")[2])
 
-    def _apply(self, entry: dict[str, Any], content: str) -> None:
+    def _apply(self, entry: dict[str, Any], content: bytes) -> None:
         step = entry["step"]
         if "result" not in entry:
             self._granted[step] += 1

@@ -70,9 +70,9 @@ def send_beats(
             try:
                 send(token + pack(beats()))
             except OSError:
-                sleep(seconds)  # what this beat does not tell, the next does
-                continue
-            sleep(seconds)
+                continue  # what this beat does not tell, the next does
+            finally:
+                sleep(seconds)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -75,7 +75,7 @@ def _matrix(data: Tensor, scale: Tensor, entry: dict[str, object], kind: Kind) -
     if kind == "archive" and bits == 2:
         codes = torch.from_numpy(unpack_trits(data.numpy().tobytes(), (int(shape[0]), int(shape[1]))))
     else:
-        codes = torch.from_numpy(unpack_bits(data.numpy(), bits, int(shape[1])))
+        codes = unpack_bits(data, bits, int(shape[1]))
     if bits == 2:
         return TernaryTensor(codes, scale.float(), "row" if len(scale) == shape[0] else "tensor")
     return RowTensor(codes, scale.float(), 4 if bits == 4 else 8)

@@ -14,6 +14,7 @@ from phases.bitnet.activations import quantiser_for
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import LongTermMemory, MemoryState
 
+ABSENT = 1e30  # the fade of a slot that is not there: not infinity, which times 0 is no number
 _PREFIX = "memory."
 _GATES = ("address_gate.weight", "address_gate.bias", "decay_gate.weight", "decay_gate.bias")
 _VECTORS = ("norm.weight", "k_conv", "v_conv", *_GATES)
@@ -65,3 +66,34 @@ class MemoryWriter:
         if self._activations is not None:
             hidden = self._activations.values(hidden)
         return self._memory.write(state, hidden, torch.from_numpy(surprise.copy()))
+
+    def slots(self, state: MemoryState) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the memory as inputs of a graph, by name: `slot_keys`, `slot_values` (B, M, D), `slot_fade` (B, M).
+
+        There are at least as many slots as a read takes; those that are not there are marked by their fade.
+        """
+        missing = max(0, self._memory.config.top_k - state.keys.shape[1])
+
+        def padded(x: Tensor, fill: float) -> npt.NDArray[np.float32]:
+            width = [(0, 0), (0, missing)] + [(0, 0)] * (x.dim() - 2)
+            return np.ascontiguousarray(np.pad(x.numpy(), width, constant_values=fill))
+
+        fade = (state.rate * state.age).masked_fill(~state.valid, ABSENT)
+        keys, values = padded(state.keys, 0), padded(state.values, 0)
+        return {"slot_keys": keys, "slot_values": values, "slot_fade": padded(fade, ABSENT)}
+
+
+def surprise_of(
+    ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32], before: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
+    """Return the nats (B, T) of `ids` (B, T), each under the logits before it; `logits` (B, T, V) are behind each.
+
+    `before` (B, V) are the logits of the first, which has no nats where that is None.
+    """
+    nats = np.zeros(ids.shape, np.float32)
+    predicted = logits[:, :-1] if before is None else np.concatenate([before[:, None], logits[:, :-1]], 1)
+    if length := predicted.shape[1]:
+        asked = torch.from_numpy(ids[:, ids.shape[1] - length :])
+        logs = torch.log_softmax(torch.from_numpy(predicted), -1)
+        nats[:, ids.shape[1] - length :] = -logs.gather(-1, asked.unsqueeze(-1)).squeeze(-1).numpy()
+    return nats

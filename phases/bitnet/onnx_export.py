@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear, lookup
+from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, add_norm, linear, lookup, silu, split
 from phases.bitnet.onnx_map import FOLDED
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
@@ -134,9 +134,9 @@ class _Exporter:
         qkv = self._linear(x, f"blocks.{layer}.qkv")
         heads = a.n_heads + 2 * a.n_kv_heads
         parted = g.op("Transpose", g.op("Reshape", qkv, g.ints(1, -1, heads, a.head_dim)), perm=[0, 2, 1, 3])
-        qk, v = self._split(parted, 1, a.n_heads + a.n_kv_heads, a.n_kv_heads)
+        qk, v = split(self.graph, parted, 1, a.n_heads + a.n_kv_heads, a.n_kv_heads)
         turned = g.op("RotaryEmbedding", qk, positions, "cos", "sin", domain=MICROSOFT)
-        q, k = self._split(turned, 1, a.n_heads, a.n_kv_heads)
+        q, k = split(self.graph, turned, 1, a.n_heads, a.n_kv_heads)
         past_k, past_v, group = f"key_{layer}", f"value_{layer}", a.n_heads // a.n_kv_heads
         if group > 1:  # queries that share keys become rows of one product
             q = g.op("Reshape", q, g.ints(1, a.n_kv_heads, -1, a.head_dim))
@@ -157,8 +157,8 @@ class _Exporter:
 
     def _mlp(self, x: str, layer: int) -> str:
         g = self.graph
-        gate, up = self._split(self._linear(x, f"blocks.{layer}.gate_up"), 1, self.a.hidden, self.a.hidden)
-        return self._linear(g.op("Mul", self._silu(gate), up), f"blocks.{layer}.down")
+        gate, up = split(self.graph, self._linear(x, f"blocks.{layer}.gate_up"), 1, self.a.hidden, self.a.hidden)
+        return self._linear(g.op("Mul", silu(self.graph, gate), up), f"blocks.{layer}.down")
 
     def _remember(self, normed: str) -> tuple[str, str]:
         """Return what memory adds (T, D) and this pass's queries, as `LongTermMemory.recall` computes them."""
@@ -178,7 +178,7 @@ class _Exporter:
         summed = g.op("MatMul", g.op("Unsqueeze", weights, g.ints(1)), chosen)
         recalled = self._linear(g.op("Squeeze", summed, g.ints(1)), "memory.o")
         matched = g.op("ReduceSum", weights, g.ints(1), keepdims=1)
-        inner = self._silu(self._linear(recalled, "memory.mlp.0"))
+        inner = silu(self.graph, self._linear(recalled, "memory.mlp.0"))
         shown = g.op("Add", recalled, g.op("Mul", matched, self._linear(inner, "memory.mlp.2")))
         return g.op("Mul", g.op("Sigmoid", self._gate(normed, "memory.read_gate")), shown), queries
 
@@ -218,20 +218,7 @@ class _Exporter:
 
     def _add_norm(self, x: str, add: str, weight: str, graph: Graph | None = None) -> tuple[str, str]:
         """Return the RMSNorm of x + add and the sum itself; `add` may be empty."""
-        g, eps = graph or self.graph, self.a.eps
-        scale = g.store(weight, self.model.vectors[weight].numpy())
-        if not add:
-            return g.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
-        kind = "SkipSimplifiedLayerNormalization"
-        names = [g.name("normed"), "", "", g.name("sum")]
-        g.nodes.append(helper.make_node(kind, [x, add, scale], names, domain=MICROSOFT, epsilon=eps))
-        return names[0], names[3]
-
-    def _silu(self, x: str) -> str:
-        return self.graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
-
-    def _split(self, x: str, axis: int, *sizes: int) -> list[str]:
-        return self.graph.ops("Split", x, self.graph.ints(*sizes), outputs=len(sizes), axis=axis)
+        return add_norm(graph or self.graph, x, add, weight, self.model.vectors[weight], self.a.eps)
 
     def _part(self, x: str, width: int) -> str:
         g = self.graph

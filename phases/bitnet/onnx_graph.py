@@ -139,6 +139,27 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix, *, exact: bool 
     return graph.op("Mul", _part(graph, signed, 1, columns), scales)
 
 
+def add_norm(graph: Graph, x: str, add: str, name: str, weight: Tensor, eps: float) -> tuple[str, str]:
+    """Return the RMSNorm of x + add under the stored `weight` (D,), and the sum itself; `add` may be empty."""
+    scale = graph.store(name, weight.numpy())
+    if not add:
+        return graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
+    names = [graph.name("normed"), "", "", graph.name("sum")]
+    kind = "SkipSimplifiedLayerNormalization"
+    graph.nodes.append(helper.make_node(kind, [x, add, scale], names, domain=MICROSOFT, epsilon=eps))
+    return names[0], names[3]
+
+
+def silu(graph: Graph, x: str) -> str:
+    """Return x * sigmoid(x)."""
+    return graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+
+def split(graph: Graph, x: str, axis: int, *sizes: int) -> list[str]:
+    """Return the parts of `x`, of so many places of an axis each."""
+    return graph.ops("Split", x, graph.ints(*sizes), outputs=len(sizes), axis=axis)
+
+
 def with_sentinel(graph: Graph, x: str, columns: int) -> str:
     """Return `x` (T, K) as blocks of 127 columns and the token's largest |x|, (T, C * 128)."""
     width = BLOCK - 1

@@ -83,11 +83,13 @@ def with_mapped_weights(path: Path, folder: Path) -> Mapped | None:
                 return None
             graph = next(field for field in fields if field.number == _GRAPH)
             raw = _raw(data, graph)
+            rows = _rows(folds, raw)
             with (folder / WEIGHTS).open("wb") as weights:
                 parts = [
-                    _graph(data, graph, folds, raw, weights) if f is graph else data[f.start : f.end] for f in fields
+                    _graph(data, graph, folds, raw, rows, weights) if f is graph else data[f.start : f.end]
+                    for f in fields
                 ]
-            return Mapped(b"".join(parts), _rows(folds, raw))
+            return Mapped(b"".join(parts), rows)
     except (ValueError, IndexError, KeyError, StopIteration) as error:
         raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
 
@@ -121,7 +123,9 @@ def _rows(folds: list[Fold], raw: dict[str, _Field]) -> Rows | None:
     return None
 
 
-def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], raw: dict[str, _Field], weights: BinaryIO) -> bytes:
+def _graph(
+    data: mmap.mmap, graph: _Field, folds: list[Fold], raw: dict[str, _Field], rows: Rows | None, weights: BinaryIO
+) -> bytes:
     """Write the weights and return the graph that has them outside."""
     out, first = bytearray(), bytearray()
     largest = max(folds, key=lambda fold: fold.rows * fold.blocks * fold.size).blocks_name.encode()
@@ -137,7 +141,7 @@ def _graph(data: mmap.mmap, graph: _Field, folds: list[Fold], raw: dict[str, _Fi
             first += data[field.start : field.end]
             continue
         out += data[field.start : field.end]
-    if (rows := _rows(folds, raw)) is not None:
+    if rows is not None:
         out += _input(rows.name, TensorProto.UINT8, rows.width)
     for fold in folds:
         out += _folded(data, fold, raw, weights)

@@ -10,9 +10,12 @@ are no longer rounded. It takes one or four bytes per weight beside what the fil
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from phases.bitnet.activations import BLOCK
@@ -32,10 +35,11 @@ def widened(path: Path) -> bytes:
     for node in _products(model.graph):
         attributes = {a.name: a.i for a in node.attribute}
         fold, columns = folds[node.input[1]], attributes["K"]
-        codes = unpack_bits(numpy_helper.to_array(stored[fold.codes]), attributes["bits"], columns)
+        packed = torch.from_numpy(numpy_helper.to_array(stored[fold.codes]).copy())
+        codes = unpack_bits(packed, attributes["bits"], columns).numpy()
         scales = numpy_helper.to_array(stored[fold.scales]).astype(np.float32)
         if columns < _NARROW:
-            weight = np.ascontiguousarray((codes * scales).T)
+            weight: npt.NDArray[Any] = np.ascontiguousarray((codes * scales).T)
             inputs, rest = [node.input[0]], {}
         else:
             weight = pack_bits(codes, 8, BLOCK)

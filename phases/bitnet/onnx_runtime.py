@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
-from torch import Tensor
 
-from phases.bitnet.memory_writer import MemoryWriter
+from phases.bitnet.memory_writer import MemoryWriter, surprise_of
 from phases.bitnet.onnx_map import Rows, with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
@@ -33,9 +31,9 @@ from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 _PLACES = 64  # that the cache grows by; all of them are read for every token, so more would cost time and memory
 _FAILURES = (states.Fail, states.InvalidArgument, states.InvalidProtobuf, states.NoSuchFile, states.InvalidGraph)
-_NOT_THERE = 1e30  # the fade of a slot that is empty
 
 
 @dataclass
@@ -56,12 +54,15 @@ class _Piece:
     rotation: tuple[Floats, Floats]  # cosines and sines, (T, K / 2)
     start: int  # places of the cache that all its tokens see, from `start` to before `end`
     end: int
+    rows: Bytes | None  # (T, B), of the embedding as stored; None where the graph has them
 
     @classmethod
-    def begin(cls, ids: Ints, width: int, rotation: tuple[Floats, Floats], start: int, end: int) -> "_Piece":
+    def begin(
+        cls, ids: Ints, width: int, rotation: tuple[Floats, Floats], places: tuple[int, int], rows: Bytes | None
+    ) -> "_Piece":
         """Return a piece that no pass has seen."""
         hidden, going_on = np.zeros((len(ids), width), np.float32), np.ones(len(ids), np.float32)
-        return cls(ids, hidden, going_on, rotation, start, end)
+        return cls(ids, hidden, going_on, rotation, *places, rows)
 
 
 class _Rows:
@@ -72,7 +73,7 @@ class _Rows:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
-    def __call__(self, ids: Ints) -> npt.NDArray[np.uint8]:
+    def __call__(self, ids: Ints) -> Bytes:
         """Return the rows (T, B) of tokens."""
         read = [os.pread(self._file, self.width, self.start + self.width * token) for token in ids.tolist()]
         return np.frombuffer(b"".join(read), np.uint8).reshape(len(ids), self.width)
@@ -150,7 +151,9 @@ class Stream:
         """Read tokens of one segment."""
         a = self.model.architecture
         self._make_room(self._places()[1] + len(ids))
-        piece, steps = _Piece.begin(ids, a.d_model, self._rotation(len(ids)), *self._places()), np.zeros_like(ids)
+        rows = None if self.model.rows is None else self.model.rows(ids)
+        piece = _Piece.begin(ids, a.d_model, self._rotation(len(ids)), self._places(), rows)
+        steps = np.zeros_like(ids)
         normed = np.empty((len(ids), a.d_model), np.float32)
         logits = np.empty((len(ids), a.vocab_size), np.float32)
         active, end = np.arange(len(ids)), piece.end
@@ -190,8 +193,8 @@ class Stream:
                 "query_index": self._query_index(active, piece.end),
             }
         which = len(self.model.sessions) - 1 if len(active) >= MANY else 0
-        if which == 0 and self.model.rows is not None:
-            feeds[self.model.rows.name] = self.model.rows(piece.ids[active])
+        if which == 0 and self.model.rows is not None and piece.rows is not None:
+            feeds[self.model.rows.name] = piece.rows[active]
         session, binding = self.model.sessions[which], self._bindings[which][step]
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
@@ -246,12 +249,8 @@ class Stream:
         if self.model.writer is None:
             self.position += len(ids)
             return
-        start, nats = self.position % self._segment, np.zeros(len(ids), np.float32)
-        predicted = logits[:-1] if before is None else np.concatenate([before[None], logits[:-1]])
-        if len(predicted):
-            asked = torch.from_numpy(ids[len(ids) - len(predicted) :])
-            logs = torch.log_softmax(torch.from_numpy(predicted), 1)
-            nats[len(ids) - len(predicted) :] = -logs.gather(1, asked[:, None])[:, 0].numpy()
+        start = self.position % self._segment
+        nats = surprise_of(ids[None], logits[None], None if before is None else before[None])[0]
         self._outputs[start : start + len(ids)] = normed
         self._surprise[start : start + len(ids)] = nats
         self.position += len(ids)
@@ -276,21 +275,9 @@ class Stream:
         return cache, queries
 
     def _bind_memory(self, memory: MemoryState) -> None:
-        """Bind the slots; at least as many as a read takes, those that are not there marked by their fade."""
-        assert self.model.architecture.titan is not None
-        slots, least = memory.keys.shape[1], self.model.architecture.titan.memory.top_k
-
-        def padded(x: Tensor, fill: float) -> Floats:
-            rows: Floats = x[0].numpy()
-            width = [(0, max(0, least - slots))] + [(0, 0)] * (rows.ndim - 1)
-            return np.ascontiguousarray(np.pad(rows, width, constant_values=fill))
-
-        fade = (memory.rate * memory.age).masked_fill(~memory.valid, _NOT_THERE)
-        self._slots = {
-            "slot_keys": padded(memory.keys, 0),
-            "slot_values": padded(memory.values, 0),
-            "slot_fade": padded(fade, _NOT_THERE),
-        }
+        """Bind the slots, of which the graph has no rows of texts."""
+        assert self.model.writer is not None
+        self._slots = {name: value[0] for name, value in self.model.writer.slots(memory).items()}
         for binding in (binding for bindings in self._bindings for binding in bindings):
             for name, value in self._slots.items():
                 _bind(binding, name, value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phases.bitnet.activations import ActivationQuantiser, quantiser_for
 from phases.bitnet.linear import QuantisedNorm, QuantisedTensor
 from phases.bitnet.packed import PackedModel
-from phases.bitnet.packing import pack_bits
+from phases.bitnet.packing import pack_bits, unpack_bits
 from phases.bitnet.ternary import TernaryTensor
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
@@ -35,10 +35,7 @@ class PackedWeight(nn.Module):
 
     def codes(self, rows: Tensor | None = None) -> Tensor:
         """Return the codes (N, K), int8, or those of some rows."""
-        packed = (self.packed if rows is None else self.packed[rows]).flatten(1)
-        places = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=packed.device)
-        offset = (packed.unsqueeze(-1) >> places) & ((1 << self.bits) - 1)
-        return (offset.flatten(1)[:, : self.shape[1]].to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
+        return unpack_bits(self.packed if rows is None else self.packed[rows], self.bits, self.shape[1])
 
     @property
     def weight(self) -> Tensor:

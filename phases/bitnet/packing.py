@@ -6,6 +6,8 @@ is for archives: 1.6 bits a weight, 3^5 = 243 values to a byte, and a product an
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from phases.errors import ArtifactError
 
@@ -28,12 +30,11 @@ def pack_bits(codes: Codes, bits: int, block: int) -> Bytes:
     return packed
 
 
-def unpack_bits(packed: Bytes, bits: int, columns: int) -> Codes:
-    """Return the (N, K) codes that `pack_bits` packed."""
-    mask, zero = np.uint8((1 << bits) - 1), 1 << (bits - 1)
-    parts = np.stack([(packed >> np.uint8(place * bits)) & mask for place in range(8 // bits)], axis=-1)
-    codes: Codes = (parts.reshape(len(packed), -1)[:, :columns].astype(np.int16) - zero).astype(np.int8)
-    return codes
+def unpack_bits(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Return the (N, K) int8 codes that `pack_bits` packed, on the device of `packed` (N, ..., bytes), uint8."""
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    offset = (packed.flatten(1).unsqueeze(-1) >> places) & ((1 << bits) - 1)
+    return (offset.flatten(1)[:, :columns].to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 
 def pack_trits(codes: Codes) -> bytes:

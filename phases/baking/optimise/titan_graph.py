@@ -23,12 +23,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from phases.bitnet.onnx_graph import MICROSOFT, Graph, linear, lookup
+from phases.bitnet.memory_writer import ABSENT
+from phases.bitnet.onnx_graph import MICROSOFT, Graph, add_norm, linear, lookup, silu, split
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 from phases.cognate.titan import TitanConfig
 
-ABSENT = 1e30  # the fade of a slot that is not there: not infinity, which times 0 is no number
 BACK = CONV_WIDTH - 1  # tokens before a piece whose memory queries it needs
 HEAD = "embedding.weight"
 _CARRIED = ("hidden", "going_on", "steps", "keys", "values", "queries")
@@ -181,7 +181,7 @@ class _Step:
         active = self._active(carried["going_on"])
         row, head = (g.op("Unsqueeze", active, g.ints(*axes)) for axes in ((2,), (1, 3)))
         then = {name: g.op("Gather", carried[name], "step", axis=0) for name in ("keys", "values", "queries")}
-        layers = [self._split(then[name], 0, *[1] * a.n_layers) for name in ("keys", "values")]
+        layers = [split(self.graph, then[name], 0, *[1] * a.n_layers) for name in ("keys", "values")]
         x, pending, keys, values, queries = self._start(carried["hidden"]), "", list[str](), list[str](), ""
         for layer in range(a.n_layers):
             if layer == a.n_layers // 2:
@@ -194,8 +194,8 @@ class _Step:
                 found.append(g.op("Where", head, own, before[layer]))  # (1, B, H, T, K)
             attended = self._attend(q, keys[-1], values[-1], layer)
             normed, x = _add_norm(g, self.model, x, attended, f"blocks.{layer}.mlp_norm.weight")
-            gate, up = self._split(self._linear(normed, f"blocks.{layer}.gate_up"), 2, a.hidden, a.hidden)
-            pending = self._linear(g.op("Mul", self._silu(gate), up), f"blocks.{layer}.down")
+            gate, up = split(self.graph, self._linear(normed, f"blocks.{layer}.gate_up"), 2, a.hidden, a.hidden)
+            pending = self._linear(g.op("Mul", silu(self.graph, gate), up), f"blocks.{layer}.down")
         x = g.op("Add", x, pending)
         chance = g.op("Sigmoid", g.op("Neg", g.op("Squeeze", self._gate(x, "halting.linear"), g.ints(2))))
         stacked = [g.op("Concat", *parts, axis=0) for parts in (keys, values)]
@@ -239,9 +239,9 @@ class _Step:
         """Return query, key and value (B, H, T, K), the first two rotated."""
         g, heads = self.graph, self.a.n_heads
         qkv = g.op("Reshape", self._linear(x, f"blocks.{layer}.qkv"), g.ints(0, 0, 3 * heads, self.a.head_dim))
-        qk, v = self._split(g.op("Transpose", qkv, perm=[0, 2, 1, 3]), 1, 2 * heads, heads)
+        qk, v = split(self.graph, g.op("Transpose", qkv, perm=[0, 2, 1, 3]), 1, 2 * heads, heads)
         angles = self.shared.cos, self.shared.sin
-        q, k = self._split(g.op("RotaryEmbedding", qk, g.ints(0), *angles, domain=MICROSOFT), 1, heads, heads)
+        q, k = split(self.graph, g.op("RotaryEmbedding", qk, g.ints(0), *angles, domain=MICROSOFT), 1, heads, heads)
         return q, k, v
 
     def _attend(self, q: str, k: str, v: str, layer: int) -> str:
@@ -279,7 +279,7 @@ class _Step:
         summed = g.op("Squeeze", g.op("MatMul", g.op("Unsqueeze", weights, g.ints(2)), chosen), g.ints(2))
         recalled = self._linear(summed, "memory.o")
         matched = g.op("ReduceSum", weights, g.ints(2), keepdims=1)
-        thought = self._linear(self._silu(self._linear(recalled, "memory.mlp.0")), "memory.mlp.2")
+        thought = self._linear(silu(self.graph, self._linear(recalled, "memory.mlp.0")), "memory.mlp.2")
         shown = g.op("Add", recalled, g.op("Mul", matched, thought))
         return g.op("Mul", g.op("Sigmoid", self._gate(normed, "memory.read_gate")), shown), queries
 
@@ -294,23 +294,10 @@ class _Step:
         matrix, bias = self.model.matrices[f"{name}.weight"], self.model.vectors.get(f"{name}.bias")
         return linear(self.graph, x, f"{name}.weight", matrix, bias=bias)
 
-    def _silu(self, x: str) -> str:
-        return self.graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
-
-    def _split(self, x: str, axis: int, *sizes: int) -> list[str]:
-        return self.graph.ops("Split", x, self.graph.ints(*sizes), outputs=len(sizes), axis=axis)
-
 
 def _normed(graph: Graph, model: PackedModel, x: str, weight: str) -> str:
     return _add_norm(graph, model, x, "", weight)[0]
 
 
 def _add_norm(g: Graph, model: PackedModel, x: str, add: str, weight: str) -> tuple[str, str]:
-    """Return the RMSNorm of x + add and the sum itself; `add` may be empty."""
-    scale, eps = g.store(weight, model.vectors[weight].numpy()), model.architecture.eps
-    if not add:
-        return g.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
-    names = [g.name("normed"), "", "", g.name("sum")]
-    kind = "SkipSimplifiedLayerNormalization"
-    g.nodes.append(helper.make_node(kind, [x, add, scale], names, domain=MICROSOFT, epsilon=eps))
-    return names[0], names[3]
+    return add_norm(g, x, add, weight, model.vectors[weight], model.architecture.eps)

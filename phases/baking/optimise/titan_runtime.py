@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.torch import load
-from torch import Tensor
 
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session
-from phases.baking.optimise.titan_graph import ABSENT, BACK
-from phases.bitnet.memory_writer import MemoryWriter
+from phases.baking.optimise.titan_graph import BACK
+from phases.bitnet.memory_writer import MemoryWriter, surprise_of
 from phases.bitnet.packed import Architecture
 from phases.cognate.titan import TitanConfig
 from phases.errors import ArtifactError, ConfigError
@@ -72,7 +70,7 @@ class TitanStream:
         self._surprise = np.zeros((batch, c.segment_len), np.float32)
         self._prediction: Array | None = None  # (B, V), logits of the next token
         self._memory = model.writer.empty(batch)
-        self._slots = self._slot_feeds()
+        self._slots = model.writer.slots(self._memory)
 
     def read(self, tokens: Array) -> Read:
         """Read `tokens` (B, T) on. Raises `ConfigError` for ids beyond the vocabulary, or none."""
@@ -119,22 +117,10 @@ class TitanStream:
         self._make_room(new.stop)
         self._keys[..., new, :], self._values[..., new, :] = found["keys"], found["values"]
         self._queries = found["queries"]
-        surprise = self._nats(tokens, found["logits"])
+        surprise = surprise_of(tokens, found["logits"], self._prediction)
         self._prediction = found["logits"][:, -1]
         self._absorb(found["outputs"], surprise)
         return Read(found["logits"], found["steps"])
-
-    def _nats(self, tokens: Array, logits: Array) -> Array:
-        """Return the nats (B, T) of tokens, each under the logits before it; the first of all has none."""
-        nats = np.zeros(tokens.shape, np.float32)
-        before = logits[:, :-1]
-        if self._prediction is not None:
-            before = np.concatenate([self._prediction[:, None], before], 1)
-        if length := before.shape[1]:
-            chances = torch.log_softmax(torch.from_numpy(before), -1)
-            asked = torch.from_numpy(tokens[:, tokens.shape[1] - length :])
-            nats[:, tokens.shape[1] - length :] = -chances.gather(-1, asked.unsqueeze(-1)).squeeze(-1).numpy()
-        return nats
 
     def _absorb(self, outputs: Array, surprise: Array) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
@@ -146,7 +132,7 @@ class TitanStream:
             for cache in (self._keys, self._values):
                 cache[..., :size, :] = cache[..., end - size : end, :]
             self._memory = self.model.writer.write(self._memory, self._outputs, self._surprise)
-            self._slots = self._slot_feeds()
+            self._slots = self.model.writer.slots(self._memory)
         self.position += length
 
     @property
@@ -161,16 +147,3 @@ class TitanStream:
             width = [(0, 0)] * 6
             width[4] = (0, -(-missing // _PLACES) * _PLACES)
             self._keys, self._values = np.pad(self._keys, width), np.pad(self._values, width)
-
-    def _slot_feeds(self) -> Feeds:
-        """Return the memory as inputs: at least as many slots as a read takes, those not there marked by their fade."""
-        memory = self._memory
-        missing = max(0, self.model.config.memory.top_k - memory.keys.shape[1])
-
-        def padded(x: Tensor, fill: float) -> Array:
-            width = [(0, 0), (0, missing)] + [(0, 0)] * (x.dim() - 2)
-            return np.ascontiguousarray(np.pad(x.numpy(), width, constant_values=fill))
-
-        fade = (memory.rate * memory.age).masked_fill(~memory.valid, ABSENT)
-        keys, values = padded(memory.keys, 0), padded(memory.values, 0)
-        return {"slot_keys": keys, "slot_values": values, "slot_fade": padded(fade, ABSENT)}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ def test_bits_round_trip(shape: tuple[int, int], width: tuple[int, int], seed: i
     codes = np.random.default_rng(seed).integers(-most, most + 1, shape).astype(np.int8)
     packed = pack_bits(codes, bits, 128)
     assert packed.shape == (shape[0], -(-shape[1] // 128), 16 * bits)
-    assert np.array_equal(unpack_bits(packed, bits, shape[1]), codes)
+    assert np.array_equal(unpack_bits(torch.from_numpy(packed), bits, shape[1]), codes)
 
 
 def test_two_bits_are_lowest_first_and_padded_with_zero_codes() -> None:
