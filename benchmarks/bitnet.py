@@ -24,7 +24,7 @@ from phases.bitnet.archive import to_bytes
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
-from phases.bitnet.onnx_runtime import OnnxModel, Stream
+from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.packed_linear import integer_product
 from phases.bitnet.profiler import QUIET_LOAD, profile_memory, profile_speed, require_quiet
@@ -137,14 +137,14 @@ class _Decoder:
     """Reads on by a few tokens at a time, always behind the same past."""
 
     def __init__(self, model: OnnxModel, ids: list[int]) -> None:
-        self.stream: Stream = model.stream()
+        self.stream: AnyStream = model.stream()
         self.ids = ids[_PAST : _PAST + _TOKENS]
         self.stream.read(ids[:_PAST])
 
     def __call__(self) -> None:
         for token in self.ids:
             self.stream.read([token])
-        self.stream.position = _PAST  # what was written behind it is masked and then overwritten
+        self.stream.position = _PAST  # what was written behind it is not seen, and then overwritten
 
 
 class _Reader:

@@ -1,10 +1,16 @@
 """A packed model as one ONNX file: one pass of tokens through the stack, with caches as inputs and outputs.
 
-For a plain decoder a pass is all there is. A TinyTitan takes up to `steps` passes per token; the caller runs the next
-one with the tokens that have not halted, and gets the logits of those that have (`onnx_runtime.py`). Whatever of the
-cache a token may not see is masked, so buffers of fixed size can be bound once and nothing is copied per token.
+For a plain decoder a pass is all there is, and where its heads have a width that `GroupQueryAttention` takes, this one
+node is its attention: it rotates, and appends to the cache in place. A TinyTitan takes up to `steps` passes per token;
+the caller runs the next one with the tokens that have not halted, and gets the logits of those that have
+(`onnx_runtime.py`). Whatever of the cache a token may not see is masked, so buffers of fixed size can be bound once and
+nothing is copied per token.
 
-Inputs (T tokens, W places of the cache, S memory slots, P earlier memory queries):
+Inputs of a grouped decoder (T tokens, W places of the cache): `tokens` (T), `cos`, `sin` (W, K/2, of all places),
+`last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`, `value_i` (1, G, W, K) for each layer.
+Outputs: `logits` (T, V), and `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory.
+
+Inputs of all others (S memory slots, P earlier memory queries):
 `tokens` (T), `cos`, `sin` (T, K/2), `mask` (T, W + T, 0 or -inf), `key_i`, `value_i` (1, G, W, K) for each layer; and
 of a TinyTitan `hidden` (T, D, of the pass before), `step` (), `last` (), `going_on` (T, the chance that a token goes on
 so far), `slot_keys`, `slot_values` (S, D), `slot_fade` (S), `past_queries` (P, D), `query_index` (T, 4, into those and
@@ -26,6 +32,7 @@ from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
 HEAD = "embedding.weight"
+_GROUPED_WIDTH = 16  # of which a head's has to be a multiple for `GroupQueryAttention` to rotate it
 
 
 def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
@@ -34,8 +41,8 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     Weights in fp32 give the full-precision model with the same nodes otherwise.
     """
     graph = Graph()
-    inputs = _inputs(model.architecture)
-    outputs = _Exporter(graph, model, exact).build()
+    exporter = _Exporter(graph, model, exact)
+    inputs, outputs = _inputs(model.architecture, exporter.grouped), exporter.build()
     properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
     properties[FOLDED] = json.dumps(list(graph.folds.values()))
     proto = helper.make_model(
@@ -48,15 +55,15 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     return proto
 
 
-def _inputs(a: Architecture) -> list[onnx.ValueInfoProto]:
+def _inputs(a: Architecture, grouped: bool) -> list[onnx.ValueInfoProto]:
     cache: list[int | str] = [1, a.n_kv_heads, "W", a.head_dim]
-    half = a.head_dim // 2
-    shapes: dict[str, tuple[int, list[int | str]]] = {
-        "tokens": (TensorProto.INT64, ["T"]),
-        "cos": (TensorProto.FLOAT, ["T", half]),
-        "sin": (TensorProto.FLOAT, ["T", half]),
-        "mask": (TensorProto.FLOAT, ["T", "W_plus_T"]),
-    }
+    rotation: list[int | str] = ["W" if grouped else "T", a.head_dim // 2]
+    shapes: dict[str, tuple[int, list[int | str]]] = {"tokens": (TensorProto.INT64, ["T"])}
+    shapes |= dict.fromkeys(("cos", "sin"), (TensorProto.FLOAT, rotation))
+    if grouped:
+        shapes |= {"last_place": (TensorProto.INT32, [1]), "count": (TensorProto.INT32, [])}
+    else:
+        shapes |= {"mask": (TensorProto.FLOAT, ["T", "W_plus_T"])}
     for layer in range(a.n_layers):
         shapes |= {f"{kind}_{layer}": (TensorProto.FLOAT, cache) for kind in ("key", "value")}
     if a.titan is not None:
@@ -84,8 +91,15 @@ class _Exporter:
     def a(self) -> Architecture:
         return self.model.architecture
 
+    @property
+    def grouped(self) -> bool:
+        """Whether attention is one node: it masks nothing but what comes later, and knows no exact mode."""
+        return self.a.titan is None and not self.exact and self.a.head_dim % _GROUPED_WIDTH == 0
+
     def build(self) -> list[onnx.ValueInfoProto]:
         """Add all nodes and return the outputs."""
+        if self.grouped:
+            return self._build_grouped()
         g, a = self.graph, self.a
         x, pending = self._first(), ""
         count = g.op("Squeeze", g.op("Shape", "tokens"))
@@ -113,6 +127,33 @@ class _Exporter:
         more = [self._output("queries", ["T", a.d_model]), self._output("hidden_out", ["T", a.d_model])]
         more += [self._output("going_on_out", ["T"]), helper.make_tensor_value_info("halted", TensorProto.BOOL, ["T"])]
         return [*outputs, *more, *self._logits()]
+
+    def _build_grouped(self) -> list[onnx.ValueInfoProto]:
+        g, a = self.graph, self.a
+        x, pending, outputs = g.op("Unsqueeze", self._first(), g.ints(0)), "", list[onnx.ValueInfoProto]()
+        for layer in range(a.n_layers):
+            normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
+            qkv = self._linear(normed, f"blocks.{layer}.qkv")
+            attended, names = g.name("attended"), [f"key_{layer}", f"value_{layer}"]
+            present = [f"present_{name}" for name in names]
+            node = helper.make_node(
+                "GroupQueryAttention",
+                [qkv, "", "", *names, "last_place", "count", "cos", "sin"],
+                [attended, *present],
+                domain=MICROSOFT,
+                num_heads=a.n_heads,
+                kv_num_heads=a.n_kv_heads,
+                do_rotary=1,
+                scale=float(a.head_dim**-0.5),
+            )
+            g.nodes.append(node)
+            outputs += [self._output(name, [1, a.n_kv_heads, "W", a.head_dim]) for name in present]
+            made = self._linear(attended, f"blocks.{layer}.out")
+            normed, x = self._add_norm(x, made, f"blocks.{layer}.mlp_norm.weight")
+            pending = self._mlp(normed, layer)
+        normed, _ = self._add_norm(x, pending, "norm.weight")
+        self._rename(self._head(g, g.op("Squeeze", normed, g.ints(0))), "logits")
+        return [*outputs, self._output("logits", ["T", a.vocab_size])]
 
     def _logits(self) -> list[onnx.ValueInfoProto]:
         return [self._output("logits", ["H", self.a.vocab_size]), self._output("normed", ["H", self.a.d_model])]
@@ -157,7 +198,7 @@ class _Exporter:
 
     def _mlp(self, x: str, layer: int) -> str:
         g = self.graph
-        gate, up = split(self.graph, self._linear(x, f"blocks.{layer}.gate_up"), 1, self.a.hidden, self.a.hidden)
+        gate, up = split(self.graph, self._linear(x, f"blocks.{layer}.gate_up"), -1, self.a.hidden, self.a.hidden)
         return self._linear(g.op("Mul", silu(self.graph, gate), up), f"blocks.{layer}.down")
 
     def _remember(self, normed: str) -> tuple[str, str]:

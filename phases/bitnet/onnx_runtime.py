@@ -9,8 +9,6 @@ Shapes: T tokens of a piece, A of them still pondering, V vocabulary, W places o
 
 import base64
 import json
-import os
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,25 +21,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
 
 from phases.bitnet.memory_writer import MemoryWriter, surprise_of
-from phases.bitnet.onnx_map import Rows, with_mapped_weights
+from phases.bitnet.onnx_binding import PLACES, Bytes, Floats, Ints, Read, StoredRows, bind, checked, rotation
+from phases.bitnet.onnx_decoder import DecoderStream
+from phases.bitnet.onnx_map import with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
 from phases.errors import ArtifactError
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
-_PLACES = 64  # that the cache grows by; all of them are read for every token, so more would cost time and memory
 _FAILURES = (states.Fail, states.InvalidArgument, states.InvalidProtobuf, states.NoSuchFile, states.InvalidGraph)
-
-
-@dataclass
-class Read:
-    """What a model made of tokens: `logits` (T, V) of those that follow, and the ponder steps (T) that each took."""
-
-    logits: Floats
-    steps: Ints
 
 
 @dataclass
@@ -63,20 +51,6 @@ class _Piece:
         """Return a piece that no pass has seen."""
         hidden, going_on = np.zeros((len(ids), width), np.float32), np.ones(len(ids), np.float32)
         return cls(ids, hidden, going_on, rotation, *places, rows)
-
-
-class _Rows:
-    """The stored rows of an embedding, read from the file, which stays open."""
-
-    def __init__(self, path: Path, rows: Rows) -> None:
-        self.name, self.start, self.width = rows
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    def __call__(self, ids: Ints) -> Bytes:
-        """Return the rows (T, B) of tokens."""
-        read = [os.pread(self._file, self.width, self.start + self.width * token) for token in ids.tolist()]
-        return np.frombuffer(b"".join(read), np.uint8).reshape(len(ids), self.width)
 
 
 class OnnxModel:
@@ -104,15 +78,18 @@ class OnnxModel:
                 self.sessions.append(ort.InferenceSession(widened(path), options, providers=["CPUExecutionProvider"]))
         except (KeyError, ValueError, OSError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
-        self.rows = None if mapped is None or mapped.rows is None else _Rows(path, mapped.rows)
+        self.rows = None if mapped is None or mapped.rows is None else StoredRows(path, mapped.rows)
         self.outputs = [output.name for output in self.sessions[0].get_outputs()]
+        self.grouped = all(value.name != "mask" for value in self.sessions[0].get_inputs())
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
             tensors = load(base64.b64decode(properties["memory"]))
             self.writer = MemoryWriter(self.architecture, tensors)
 
-    def stream(self) -> "Stream":
+    def stream(self) -> "AnyStream":
         """Return a stream that has read nothing."""
+        if self.grouped:
+            return DecoderStream(self.architecture, self.sessions, self.rows)
         return Stream(self)
 
 
@@ -123,23 +100,20 @@ class Stream:
         self.model, self.position = model, 0
         a, titan = model.architecture, model.architecture.titan
         self.prediction: Floats | None = None
-        self._frequencies = a.rope_theta ** (-np.arange(0, a.head_dim, 2) / a.head_dim)
         self._bindings = [[session.io_binding() for _ in range(a.steps)] for session in model.sessions]
         self._segment = titan.segment_len if titan else 0
         self._outputs = np.zeros((self._segment, a.d_model), np.float32)
         self._surprise = np.zeros(self._segment, np.float32)
         # Places before the segment under way: the one before it, or what the first queries' convolution looks back at.
         self._older = CONV_WIDTH - 1 if titan else 0
-        self._cache, self._queries = self._make_cache(_PLACES)
+        self._cache, self._queries = self._make_cache(PLACES)
         if model.writer is not None:
             self._memory = model.writer.empty()
             self._bind_memory(self._memory)
 
     def read(self, tokens: list[int]) -> Read:
         """Read on and return the logits behind each token. Raises `ArtifactError` for an id beyond the vocabulary."""
-        ids = np.array(tokens, np.int64)
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= self.model.architecture.vocab_size:
-            raise ArtifactError(f"tokens must be 0 to {self.model.architecture.vocab_size - 1}, and at least one")
+        ids = checked(tokens, self.model.architecture.vocab_size)
         parts = list[Read]()
         while len(ids):
             room = self._segment - self.position % self._segment if self._segment else len(ids)
@@ -152,7 +126,8 @@ class Stream:
         a = self.model.architecture
         self._make_room(self._places()[1] + len(ids))
         rows = None if self.model.rows is None else self.model.rows(ids)
-        piece = _Piece.begin(ids, a.d_model, self._rotation(len(ids)), self._places(), rows)
+        turns = rotation(np.arange(self.position, self.position + len(ids)), a.head_dim, a.rope_theta)
+        piece = _Piece.begin(ids, a.d_model, turns, self._places(), rows)
         steps = np.zeros_like(ids)
         normed = np.empty((len(ids), a.d_model), np.float32)
         logits = np.empty((len(ids), a.vocab_size), np.float32)
@@ -222,11 +197,6 @@ class Stream:
         fresh = new[index]
         return np.where(fresh >= 0, fresh + self._queries.shape[1], index)
 
-    def _rotation(self, length: int) -> tuple[Floats, Floats]:
-        """Return cosines and sines (T, K / 2) of the positions of a piece."""
-        angles = np.arange(self.position, self.position + length)[:, None] * self._frequencies
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
     def _places(self) -> tuple[int, int]:
         """Return the places of the cache that a next token sees, from the first to before the last."""
         if not self._segment:
@@ -237,7 +207,7 @@ class Stream:
         """Enlarge the cache where it has fewer places."""
         if places <= (before := self._cache.shape[-2]):
             return
-        cache, queries = self._make_cache(-(-places // _PLACES) * _PLACES)
+        cache, queries = self._make_cache(-(-places // PLACES) * PLACES)
         cache[..., :before, :] = self._cache
         queries[:, : self._queries.shape[1]] = self._queries
         self._cache, self._queries = cache, queries
@@ -269,9 +239,9 @@ class Stream:
         for step, binding in ((step, binding) for bindings in self._bindings for step, binding in enumerate(bindings)):
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):
-                    _bind(binding, f"{name}_{layer}", cache[step, layer, kind][None])
+                    bind(binding, f"{name}_{layer}", cache[step, layer, kind][None])
             if a.titan is not None:
-                _bind(binding, "past_queries", queries[step])
+                bind(binding, "past_queries", queries[step])
         return cache, queries
 
     def _bind_memory(self, memory: MemoryState) -> None:
@@ -280,9 +250,7 @@ class Stream:
         self._slots = {name: value[0] for name, value in self.model.writer.slots(memory).items()}
         for binding in (binding for bindings in self._bindings for binding in bindings):
             for name, value in self._slots.items():
-                _bind(binding, name, value)
+                bind(binding, name, value)
 
 
-def _bind(binding: ort.IOBinding, name: str, array: Floats) -> None:
-    """Bind an array by its address: what is written into it later is seen."""
-    binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+AnyStream = Stream | DecoderStream

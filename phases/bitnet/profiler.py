@@ -18,7 +18,7 @@ from pydantic import Field
 
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.onnx_file import write_onnx
-from phases.bitnet.onnx_runtime import OnnxModel, Stream
+from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.memory import MemoryConfig
@@ -147,7 +147,7 @@ def require_quiet(force: bool) -> float:
     return load
 
 
-def _reader(stream: Stream, tokens: list[int]) -> Callable[[], object]:
+def _reader(stream: AnyStream, tokens: list[int]) -> Callable[[], object]:
     return lambda: stream.read(tokens)
 
 

@@ -1,0 +1,68 @@
+"""What every stream over an exported file shares: ids that are checked, memory that is bound, rows read from the file.
+
+Shapes: T tokens, V vocabulary, B bytes of a stored row.
+"""
+
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from phases.bitnet.onnx_map import Rows
+from phases.errors import ArtifactError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+PLACES = 64  # that a cache grows by
+
+
+@dataclass
+class Read:
+    """What a model made of tokens: `logits` (T, V) of those that follow, and the ponder steps (T) that each took."""
+
+    logits: Floats
+    steps: Ints
+
+
+class StoredRows:
+    """The stored rows of an embedding, read from the file, which stays open."""
+
+    def __init__(self, path: Path, rows: Rows) -> None:
+        self.name, self.start, self.width = rows
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __call__(self, ids: Ints) -> Bytes:
+        """Return the rows (T, B) of tokens."""
+        read = [os.pread(self._file, self.width, self.start + self.width * token) for token in ids.tolist()]
+        return np.frombuffer(b"".join(read), np.uint8).reshape(len(ids), self.width)
+
+
+def checked(tokens: list[int], vocab_size: int) -> Ints:
+    """Return ids (T,). Raises `ArtifactError` where there are none, or one is beyond the vocabulary."""
+    ids = np.array(tokens, np.int64)
+    if len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab_size:
+        raise ArtifactError(f"tokens must be 0 to {vocab_size - 1}, and at least one")
+    return ids
+
+
+def rotation(positions: npt.NDArray[Any], width: int, theta: float) -> tuple[Floats, Floats]:
+    """Return the cosines and sines (T, width / 2) that turn heads of a width at positions (T,)."""
+    angles = positions[:, None] * theta ** (-np.arange(0, width, 2) / width)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def bind(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    """Bind an input by its address: what is written into the array later is seen."""
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    """Have an output written into the array."""
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
