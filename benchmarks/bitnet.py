@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from benchmarks import bitnet_llama, bitnet_quality
 from benchmarks.bitnet_models import Format, decoder, titan_25m
@@ -26,7 +26,7 @@ from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
 from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
 from phases.bitnet.packed import pack
-from phases.bitnet.packed_linear import integer_product
+from phases.bitnet.packed_linear import integer_product, to_torch
 from phases.bitnet.profiler import QUIET_LOAD, profile_memory, profile_speed, require_quiet
 from phases.bitnet.ternary import ternarise
 from phases.bitnet.titan import to_bitnet
@@ -173,18 +173,18 @@ def _layer_error(rows: int, columns: int) -> float:
     generator = torch.Generator().manual_seed(rows)
     matrix = ternarise(torch.randn(rows, columns, generator=generator))
     x = torch.randn(7, columns, generator=generator)
-    graph = Graph()
-    graph.nodes.append(helper.make_node("Identity", [linear(graph, "x", "w", matrix, exact=True)], ["y"]))
+    graph = Graph(exact=True)
+    graph.nodes.append(helper.make_node("Identity", [linear(graph, "x", "w", matrix)], ["y"]))
     value = ort.InferenceSession(_single(graph, columns, rows), providers=["CPUExecutionProvider"])
-    y = value.run(None, {"x": x.numpy()})[0]
+    y = value.run(None, {"x": x.double().numpy()})[0]
     wanted = (integer_product(x, matrix.codes, PER_TOKEN) * matrix.row_scale.T).numpy()
     return float(np.abs(y - wanted).max() / np.abs(wanted).max())
 
 
 def _single(graph: Graph, columns: int, rows: int) -> bytes:
     """Return a model of one layer."""
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", columns])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", rows])]
+    inputs = [helper.make_tensor_value_info("x", graph.kind, ["T", columns])]
+    outputs = [helper.make_tensor_value_info("y", graph.kind, ["T", rows])]
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph.proto("layer", inputs, outputs), opset_imports=opsets, ir_version=IR_VERSION)
     content: bytes = model.SerializeToString()
@@ -197,10 +197,11 @@ def _greedy_agreement(prompts: int, length: int) -> int:
     torch.manual_seed(0)
     parent = TinyTitan(PRESETS["nano"]).eval()
     parent.embedding.weight.mul_(20)  # opinions, where random weights have none
-    model = to_bitnet(parent, QuantisationConfig(activations="per_token")).eval()
+    packed = pack(to_bitnet(parent, QuantisationConfig(activations="per_token")))
+    model = to_torch(packed).double()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(pack(model), path, exact=True)
+        write_onnx(packed, path, exact=True)
         file = OnnxModel(path)
     same = 0
     for number in range(prompts):

@@ -17,7 +17,7 @@ from torch.autograd import Function
 Name = Literal["block", "per_token"]
 MOST = 127
 BLOCK: Final = 128  # columns that the runtime's fastest kernels take at once
-_LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
+LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class ActivationQuantiser:
     def values(self, x: Tensor) -> Tensor:
         """Return the quantised values of `x` (..., K), without a gradient."""
         codes, scale = self._blocks(x.detach())
-        return codes.mul_(scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+        full = torch.promote_types(x.dtype, torch.float32)  # in fp64 a code times its scale is not rounded
+        return codes.to(full).mul_(scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
 
     def _blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         size = self.size or x.shape[-1]
         blocks = F.pad(x.float(), (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
-        largest = blocks.abs().amax(-1, keepdim=True).clamp_min_(_LEAST)
+        largest = blocks.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
         # The product with the inverse, as the runtime does it: a division would round some codes to the other side.
         return (blocks * (MOST / largest)).round_().clamp_(-MOST, MOST), largest.div_(MOST)
 

@@ -4,6 +4,7 @@ It is the model's own code over the weights as stored, so that what is remembere
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import LongTermMemory, MemoryState
 
 ABSENT = 1e30  # the fade of a slot that is not there: not infinity, which times 0 is no number
+Floats = npt.NDArray[np.floating[Any]]
 _PREFIX = "memory."
 _GATES = ("address_gate.weight", "address_gate.bias", "decay_gate.weight", "decay_gate.bias")
 _VECTORS = ("norm.weight", "k_conv", "v_conv", *_GATES)
@@ -34,20 +36,21 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
 
 
 class MemoryWriter:
-    """Writes the memory of streams, B at a time."""
+    """Writes the memory of streams, B at a time; that of exact files in fp64."""
 
-    def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor], *, exact: bool = False) -> None:
         config = architecture.titan
         assert config is not None
         activations = quantiser_for(architecture.activations)
         self._activations = activations if architecture.quantised_head else None
-        self._memory = LongTermMemory(config.d_model, config.memory).eval()
+        self._dtype = torch.float64 if exact else torch.float32
+        self._memory = LongTermMemory(config.d_model, config.memory).to(self._dtype).eval()
         own = self._memory.state_dict()
         for name in _VECTORS:
             own[name] = tensors[name]
         for name in _MATRICES:
             plain = tensors.get(name)
-            own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].float() if plain is None else plain
+            own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].to(self._dtype) if plain is None else plain
         self._memory.load_state_dict(own)
         if f"{_MATRICES[0]}.codes" in tensors:
             for projection in (self._memory.k, self._memory.v):
@@ -55,26 +58,24 @@ class MemoryWriter:
 
     def empty(self, batch: int = 1) -> MemoryState:
         """Return the memory of `batch` streams that holds nothing."""
-        return self._memory.empty(batch, "cpu", torch.float32)
+        return self._memory.empty(batch, "cpu", self._dtype)
 
     @torch.no_grad()
-    def write(
-        self, state: MemoryState, outputs: npt.NDArray[np.float32], surprise: npt.NDArray[np.float32]
-    ) -> MemoryState:
+    def write(self, state: MemoryState, outputs: Floats, surprise: npt.NDArray[np.float32]) -> MemoryState:
         """Return the memory after a segment: `outputs` (B, T, D), not yet quantised, and `surprise` (B, T), nats."""
         hidden = torch.from_numpy(outputs.copy())
         if self._activations is not None:
             hidden = self._activations.values(hidden)
-        return self._memory.write(state, hidden, torch.from_numpy(surprise.copy()))
+        return self._memory.write(state, hidden, torch.from_numpy(surprise.astype(outputs.dtype)))
 
-    def slots(self, state: MemoryState) -> dict[str, npt.NDArray[np.float32]]:
+    def slots(self, state: MemoryState) -> dict[str, Floats]:
         """Return the memory as inputs of a graph, by name: `slot_keys`, `slot_values` (B, M, D), `slot_fade` (B, M).
 
         There are at least as many slots as a read takes; those that are not there are marked by their fade.
         """
         missing = max(0, self._memory.config.top_k - state.keys.shape[1])
 
-        def padded(x: Tensor, fill: float) -> npt.NDArray[np.float32]:
+        def padded(x: Tensor, fill: float) -> Floats:
             width = [(0, 0), (0, missing)] + [(0, 0)] * (x.dim() - 2)
             return np.ascontiguousarray(np.pad(x.numpy(), width, constant_values=fill))
 
@@ -83,9 +84,7 @@ class MemoryWriter:
         return {"slot_keys": keys, "slot_values": values, "slot_fade": padded(fade, ABSENT)}
 
 
-def surprise_of(
-    ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32], before: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32]:
+def surprise_of(ids: npt.NDArray[np.int64], logits: Floats, before: Floats | None) -> npt.NDArray[np.float32]:
     """Return the nats (B, T) of `ids` (B, T), each under the logits before it; `logits` (B, T, V) are behind each.
 
     `before` (B, V) are the logits of the first, which has no nats where that is None.
@@ -94,6 +93,6 @@ def surprise_of(
     predicted = logits[:, :-1] if before is None else np.concatenate([before[:, None], logits[:, :-1]], 1)
     if length := predicted.shape[1]:
         asked = torch.from_numpy(ids[:, ids.shape[1] - length :])
-        logs = torch.log_softmax(torch.from_numpy(predicted), -1)
+        logs = torch.log_softmax(torch.from_numpy(predicted).float(), -1)  # as a loss is computed
         nats[:, ids.shape[1] - length :] = -logs.gather(-1, asked.unsqueeze(-1)).squeeze(-1).numpy()
     return nats

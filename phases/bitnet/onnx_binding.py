@@ -16,7 +16,7 @@ import onnxruntime as ort
 from phases.bitnet.onnx_map import Rows
 from phases.errors import ArtifactError
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]  # fp32, and in exact files fp64
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 PLACES = 64  # that a cache grows by
@@ -53,9 +53,9 @@ def checked(tokens: list[int], vocab_size: int) -> Ints:
 
 
 def rotation(positions: npt.NDArray[Any], width: int, theta: float) -> tuple[Floats, Floats]:
-    """Return the cosines and sines (T, width / 2) that turn heads of a width at positions (T,)."""
+    """Return the cosines and sines (T, width / 2), fp64, that turn heads of a width at positions (T,)."""
     angles = positions[:, None] * theta ** (-np.arange(0, width, 2) / width)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.cos(angles), np.sin(angles)
 
 
 def bind(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:

@@ -52,7 +52,7 @@ class DecoderStream:
         """Allocate keys and values (L, 2, G, W, K) and bind them, as inputs and as outputs, with all places' turns."""
         a = self.architecture
         cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, a.head_dim), np.float32)
-        self._turns = rotation(np.arange(places), a.head_dim, a.rope_theta)
+        self._turns = [part.astype(np.float32) for part in rotation(np.arange(places), a.head_dim, a.rope_theta)]
         for binding in self._bindings:
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):

@@ -26,7 +26,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, add_norm, linear, lookup, silu, split
+from phases.bitnet.onnx_graph import (
+    IR_VERSION,
+    MICROSOFT,
+    OPSET,
+    Graph,
+    add_norm,
+    linear,
+    lookup,
+    rotate,
+    silu,
+    split,
+    transposed_product,
+)
 from phases.bitnet.onnx_map import FOLDED
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
@@ -36,13 +48,14 @@ _GROUPED_WIDTH = 16  # of which a head's has to be a multiple for `GroupQueryAtt
 
 
 def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-    """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it.
+    """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it, and all
+    that is no quantised product in fp64, the inputs and outputs that are floats included.
 
     Weights in fp32 give the full-precision model with the same nodes otherwise.
     """
-    graph = Graph()
-    exporter = _Exporter(graph, model, exact)
-    inputs, outputs = _inputs(model.architecture, exporter.grouped), exporter.build()
+    graph = Graph(exact=exact)
+    exporter = _Exporter(graph, model)
+    inputs, outputs = _inputs(model.architecture, exporter.grouped, graph.kind), exporter.build()
     properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
     properties[FOLDED] = json.dumps(list(graph.folds.values()))
     proto = helper.make_model(
@@ -55,27 +68,27 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     return proto
 
 
-def _inputs(a: Architecture, grouped: bool) -> list[onnx.ValueInfoProto]:
+def _inputs(a: Architecture, grouped: bool, floats: int) -> list[onnx.ValueInfoProto]:
     cache: list[int | str] = [1, a.n_kv_heads, "W", a.head_dim]
     rotation: list[int | str] = ["W" if grouped else "T", a.head_dim // 2]
     shapes: dict[str, tuple[int, list[int | str]]] = {"tokens": (TensorProto.INT64, ["T"])}
-    shapes |= dict.fromkeys(("cos", "sin"), (TensorProto.FLOAT, rotation))
+    shapes |= dict.fromkeys(("cos", "sin"), (floats, rotation))
     if grouped:
         shapes |= {"last_place": (TensorProto.INT32, [1]), "count": (TensorProto.INT32, [])}
     else:
-        shapes |= {"mask": (TensorProto.FLOAT, ["T", "W_plus_T"])}
+        shapes |= {"mask": (floats, ["T", "W_plus_T"])}
     for layer in range(a.n_layers):
-        shapes |= {f"{kind}_{layer}": (TensorProto.FLOAT, cache) for kind in ("key", "value")}
+        shapes |= {f"{kind}_{layer}": (floats, cache) for kind in ("key", "value")}
     if a.titan is not None:
         shapes |= {
-            "hidden": (TensorProto.FLOAT, ["T", a.d_model]),
+            "hidden": (floats, ["T", a.d_model]),
             "step": (TensorProto.INT64, []),
             "last": (TensorProto.BOOL, []),
-            "going_on": (TensorProto.FLOAT, ["T"]),
-            "slot_keys": (TensorProto.FLOAT, ["S", a.d_model]),
-            "slot_values": (TensorProto.FLOAT, ["S", a.d_model]),
-            "slot_fade": (TensorProto.FLOAT, ["S"]),
-            "past_queries": (TensorProto.FLOAT, ["P", a.d_model]),
+            "going_on": (floats, ["T"]),
+            "slot_keys": (floats, ["S", a.d_model]),
+            "slot_values": (floats, ["S", a.d_model]),
+            "slot_fade": (floats, ["S"]),
+            "past_queries": (floats, ["P", a.d_model]),
             "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
         }
     return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
@@ -85,7 +98,6 @@ def _inputs(a: Architecture, grouped: bool) -> list[onnx.ValueInfoProto]:
 class _Exporter:
     graph: Graph
     model: PackedModel
-    exact: bool
 
     @property
     def a(self) -> Architecture:
@@ -94,7 +106,7 @@ class _Exporter:
     @property
     def grouped(self) -> bool:
         """Whether attention is one node: it masks nothing but what comes later, and knows no exact mode."""
-        return self.a.titan is None and not self.exact and self.a.head_dim % _GROUPED_WIDTH == 0
+        return self.a.titan is None and not self.graph.exact and self.a.head_dim % _GROUPED_WIDTH == 0
 
     def build(self) -> list[onnx.ValueInfoProto]:
         """Add all nodes and return the outputs."""
@@ -162,9 +174,9 @@ class _Exporter:
         """Return what enters the stack: embedded tokens, or the pass before, plus the step's own vector."""
         g = self.graph
         if self.a.titan is None:
-            return lookup(g, "tokens", HEAD, self.model.matrices[HEAD], exact=self.exact)
+            return lookup(g, "tokens", HEAD, self.model.matrices[HEAD])
         fresh, again = Graph(g), Graph(g)
-        embedded = lookup(fresh, "tokens", HEAD, self.model.matrices[HEAD], exact=self.exact)
+        embedded = lookup(fresh, "tokens", HEAD, self.model.matrices[HEAD])
         hidden = again.op("Identity", "hidden")
         x = self._either(g.op("Equal", "step", self._zero()), (fresh, [embedded]), (again, [hidden]))[0]
         return g.op("Add", x, g.op("Gather", self._vector("step_embedding"), "step", axis=0))
@@ -176,13 +188,13 @@ class _Exporter:
         heads = a.n_heads + 2 * a.n_kv_heads
         parted = g.op("Transpose", g.op("Reshape", qkv, g.ints(1, -1, heads, a.head_dim)), perm=[0, 2, 1, 3])
         qk, v = split(self.graph, parted, 1, a.n_heads + a.n_kv_heads, a.n_kv_heads)
-        turned = g.op("RotaryEmbedding", qk, positions, "cos", "sin", domain=MICROSOFT)
+        turned = rotate(g, qk, positions, a.head_dim)
         q, k = split(self.graph, turned, 1, a.n_heads, a.n_kv_heads)
         past_k, past_v, group = f"key_{layer}", f"value_{layer}", a.n_heads // a.n_kv_heads
         if group > 1:  # queries that share keys become rows of one product
             q = g.op("Reshape", q, g.ints(1, a.n_kv_heads, -1, a.head_dim))
         scale = float(a.head_dim**-0.5)
-        scores = [g.op("FusedMatMul", q, keys, domain=MICROSOFT, transB=1, alpha=scale) for keys in (past_k, k)]
+        scores = [transposed_product(g, q, keys, scale) for keys in (past_k, k)]
         score = g.op("Concat", *scores, axis=-1)
         if group > 1:
             score = g.op("Reshape", score, self._grouped())
@@ -209,9 +221,9 @@ class _Exporter:
         pool = g.op("Concat", "past_queries", queries, axis=0)
         taps = g.op("Mul", g.op("Gather", pool, "query_index", axis=0), self._vector("memory.q_conv"))
         query = g.op("ReduceSum", taps, g.ints(1), keepdims=0)
-        match = g.op("Sub", g.op("FusedMatMul", query, "slot_keys", domain=MICROSOFT, transB=1), "slot_fade")
+        match = g.op("Sub", transposed_product(g, query, "slot_keys"), "slot_fade")
         top, slots = g.ops("TopK", match, g.ints(titan.memory.top_k), outputs=2, axis=1)
-        null = g.op("Mul", self._part(top, 1), g.constant(np.array(0, np.float32)))
+        null = g.op("Mul", self._part(top, 1), g.number(0))
         # A slot that is not there has a fade of 1e30 and not infinity, which times 0 would not be 0.
         weights = g.op("Softmax", g.op("Concat", null, top, axis=1), axis=1)
         weights = g.op("Slice", weights, g.ints(1), g.ints(1 + titan.memory.top_k), g.ints(1))
@@ -229,14 +241,16 @@ class _Exporter:
         assert titan is not None
         chance = g.op("Sigmoid", g.op("Neg", self._gate(x, "halting.linear")))
         going_on = g.op("Mul", "going_on", g.op("Squeeze", chance, g.ints(1)))
-        sure = g.op("Sub", g.constant(np.array(1, np.float32)), going_on)
-        threshold = g.constant(np.array(titan.halt_threshold, np.float32))
+        sure = g.op("Sub", g.number(1), going_on)
+        threshold = g.number(titan.halt_threshold)
         halted = g.op("Or", g.op("GreaterOrEqual", sure, threshold), "last")
         for value, name in ((x, "hidden_out"), (going_on, "going_on_out"), (halted, "halted")):
             self._rename(value, name)
         some, none = Graph(g), Graph(g)
         normed, _ = self._add_norm(some.op("Compress", x, halted, axis=0), "", "norm.weight", some)
-        empty = [none.op("ConstantOfShape", none.ints(0, width)) for width in (self.a.vocab_size, self.a.d_model)]
+        nothing = helper.make_tensor("", g.kind, [1], [0])
+        widths = self.a.vocab_size, self.a.d_model
+        empty = [none.op("ConstantOfShape", none.ints(0, width), value=nothing) for width in widths]
         number = g.op("ReduceSum", g.op("Cast", halted, to=TensorProto.INT64), keepdims=0)
         any_halted = g.op("Greater", number, self._zero())
         found = self._either(any_halted, (some, [self._head(some, normed), normed]), (none, empty))
@@ -245,16 +259,16 @@ class _Exporter:
 
     def _head(self, graph: Graph, normed: str) -> str:
         name = HEAD if self.a.tied else "head.weight"
-        return linear(graph, normed, name, self.model.head, exact=self.exact)
+        return linear(graph, normed, name, self.model.head)
 
     def _linear(self, x: str, name: str) -> str:
         matrix, bias = self.model.matrices[f"{name}.weight"], self.model.vectors.get(f"{name}.bias")
-        return linear(self.graph, x, f"{name}.weight", matrix, bias=bias, exact=self.exact)
+        return linear(self.graph, x, f"{name}.weight", matrix, bias=bias)
 
     def _gate(self, x: str, name: str) -> str:
         weight, bias = (self.model.vectors[f"{name}.{part}"] for part in ("weight", "bias"))
         g = self.graph
-        stored = g.store(f"{name}.weight", weight.numpy()), g.store(f"{name}.bias", bias.numpy())
+        stored = g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias)
         return g.op("Gemm", x, *stored, transB=1)
 
     def _add_norm(self, x: str, add: str, weight: str, graph: Graph | None = None) -> tuple[str, str]:
@@ -270,7 +284,7 @@ class _Exporter:
 
         def branch(graph: Graph, names: list[str]) -> onnx.GraphProto:
             # Branches declare no shapes; the runtime infers them.
-            outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+            outputs = [helper.make_tensor_value_info(name, self.graph.kind, None) for name in names]
             return graph.proto(names[0], [], outputs)
 
         branches = {"then_branch": branch(*yes), "else_branch": branch(*no)}
@@ -297,10 +311,10 @@ class _Exporter:
         return g.op("Concat", g.ints(1, self.a.n_kv_heads), rows, g.ints(-1), axis=0)
 
     def _vector(self, name: str) -> str:
-        return self.graph.store(name, self.model.vectors[name].numpy())
+        return self.graph.weight(name, self.model.vectors[name])
 
     def _rename(self, value: str, name: str) -> None:
         self.graph.nodes.append(helper.make_node("Identity", [value], [name]))
 
     def _output(self, name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(name, self.graph.kind, shape)

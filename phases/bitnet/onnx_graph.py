@@ -5,8 +5,10 @@ ONNX Runtime's `MatMulNBits` is fast with blocks of 128 columns and accuracy lev
 fp16, and rows without the padding of their last block; nodes that the runtime folds before it packs the weights make
 of them what the kernel takes.
 
-Exact mode makes the block-wise activation scales of level 4 equal to BitNet's per-token one: a block is 127 columns and
-a sentinel, whose weight is 0 and whose activation is the token's largest. Then every block has the token's scale.
+An exact graph makes of level 4's block-wise activation scales BitNet's per-token one. Activations are quantised before
+the kernel and handed to it as whole numbers; a block is 127 columns and a sentinel, whose weight is 0 and whose
+activation is 127, so that the kernel's own scale is 1 and its sums are whole. All else is in fp64: in fp32 torch and
+the runtime round differently, which tips activations on the edge between two codes, and every later token sees that.
 
 Shapes: T tokens, K inputs, N outputs, C blocks.
 """
@@ -19,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from phases.bitnet.activations import BLOCK
+from phases.bitnet.activations import BLOCK, LEAST, MOST
 from phases.bitnet.linear import QuantisedTensor
 from phases.bitnet.onnx_map import FOLDED_NODE, Fold
 from phases.bitnet.packed import Matrix
@@ -35,7 +37,10 @@ Values = list[onnx.ValueInfoProto]
 class Graph:
     """Nodes of one graph. Initialisers and names are shared with the branches inside it."""
 
-    def __init__(self, parent: "Graph | None" = None) -> None:
+    def __init__(self, parent: "Graph | None" = None, *, exact: bool = False) -> None:
+        self.exact: bool = parent.exact if parent else exact
+        self.floats: type[np.floating[Any]] = np.float64 if self.exact else np.float32
+        self.kind: int = TensorProto.DOUBLE if self.exact else TensorProto.FLOAT
         self.nodes = list[onnx.NodeProto]()
         self.folds: dict[str, Fold] = parent.folds if parent else {}
         self._root: Graph = parent._root if parent else self
@@ -65,9 +70,21 @@ class Graph:
             self._constants[key] = self.store(self.name("constant"), value)
         return self._constants[key]
 
+    def number(self, value: float) -> str:
+        """Return a constant of the graph's floats, a scalar."""
+        return self.constant(np.array(value, self.floats))
+
     def ints(self, *values: int) -> str:
         """Return a constant int64 vector."""
         return self.constant(np.array(values, np.int64))
+
+    def weight(self, name: str, value: Tensor) -> str:
+        """Store a weight in the graph's floats under its own name, once."""
+        return self.store(name, value.numpy().astype(self.floats))
+
+    def cast(self, x: str, kind: int) -> str:
+        """Return `x` as another type."""
+        return self.op("Cast", x, to=kind)
 
     def store(self, name: str, value: Array) -> str:
         """Store an initialiser under its own name, once."""
@@ -92,58 +109,45 @@ def bits_of(matrix: QuantisedTensor) -> int:
     return 2 if isinstance(matrix, TernaryTensor) else matrix.bits
 
 
-def linear(graph: Graph, x: str, name: str, matrix: Matrix, *, bias: Tensor | None = None, exact: bool = False) -> str:
+def linear(graph: Graph, x: str, name: str, matrix: Matrix, *, bias: Tensor | None = None) -> str:
     """Return `x` (T, K) times the transpose of `matrix` (N, K), plus `bias` (N,)."""
     if isinstance(matrix, Tensor):
-        y = graph.op("MatMul", x, graph.store(name, matrix.numpy().T))
+        y = graph.op("MatMul", x, graph.weight(name, matrix.T))
+    elif graph.exact:
+        y = _exact_product(graph, x, name, matrix)
     else:
-        rows, columns = matrix.codes.shape
-        blocks = -(-columns // _columns(exact))
-        fold = _fold(graph, name, matrix, exact)
-        y = graph.op(
-            "MatMulNBits",
-            with_sentinel(graph, x, columns) if exact else x,
-            fold.blocks_name,
-            fold.scales_name,
-            domain=MICROSOFT,
-            K=blocks * BLOCK if exact else columns,
-            N=rows,
-            bits=bits_of(matrix),
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
-    return y if bias is None else graph.op("Add", y, graph.constant(bias.numpy()))
+        y = _product(graph, x, _fold(graph, name, matrix), matrix)
+    return y if bias is None else graph.op("Add", y, graph.weight(f"{name}.bias", bias))
 
 
-def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix, *, exact: bool = False) -> str:
+def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix) -> str:
     """Return the rows (T, K) of an embedding, read from the same initialiser that a tied head multiplies with."""
     if isinstance(matrix, Tensor):
         # The head's own orientation, so that both can share it.
-        columns_first = graph.op("Gather", graph.store(name, matrix.numpy().T), tokens, axis=1)
+        columns_first = graph.op("Gather", graph.weight(name, matrix.T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
     bits, columns = bits_of(matrix), matrix.codes.shape[1]
-    fold = _fold(graph, name, matrix, exact, tokens)
-    codes = fold.rows_name  # (T, bytes)
+    codes = _fold(graph, name, matrix, tokens).rows_name  # (T, bytes)
     if bits < 8:
         places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
         shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
         mask = graph.constant(np.array((1 << bits) - 1, np.uint8))
         parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(2)) for x in shifted]
         codes = graph.op("Reshape", graph.op("Concat", *parts, axis=2), graph.ints(0, -1))
-    zero = graph.constant(np.array(1 << (bits - 1), np.float32))
-    signed = graph.op("Sub", graph.op("Cast", codes, to=TensorProto.FLOAT), zero)
-    if exact:
+    signed = graph.op("Sub", graph.cast(codes, graph.kind), graph.number(1 << (bits - 1)))
+    if graph.exact:
         blocks = graph.op("Reshape", signed, graph.ints(0, -1, BLOCK))
-        signed = graph.op("Reshape", _part(graph, blocks, 2, _columns(exact)), graph.ints(0, -1))
-    scales = graph.op("Cast", graph.op("Gather", fold.scales, tokens, axis=0), to=TensorProto.FLOAT)
+        signed = graph.op("Reshape", _part(graph, blocks, 2, BLOCK - 1), graph.ints(0, -1))
+    scales = graph.cast(graph.op("Gather", _scales(graph, name, matrix), tokens, axis=0), graph.kind)
     return graph.op("Mul", _part(graph, signed, 1, columns), scales)
 
 
 def add_norm(graph: Graph, x: str, add: str, name: str, weight: Tensor, eps: float) -> tuple[str, str]:
     """Return the RMSNorm of x + add under the stored `weight` (D,), and the sum itself; `add` may be empty."""
-    scale = graph.store(name, weight.numpy())
-    if not add:
-        return graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps), x
+    scale = graph.weight(name, weight)
+    if not add or graph.exact:
+        total = graph.op("Add", x, add) if add else x
+        return graph.op("SimplifiedLayerNormalization", total, scale, axis=-1, epsilon=eps), total
     names = [graph.name("normed"), "", "", graph.name("sum")]
     kind = "SkipSimplifiedLayerNormalization"
     graph.nodes.append(helper.make_node(kind, [x, add, scale], names, domain=MICROSOFT, epsilon=eps))
@@ -152,7 +156,27 @@ def add_norm(graph: Graph, x: str, add: str, name: str, weight: Tensor, eps: flo
 
 def silu(graph: Graph, x: str) -> str:
     """Return x * sigmoid(x)."""
+    if graph.exact:
+        return graph.op("Mul", x, graph.op("Sigmoid", x))
     return graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+
+def transposed_product(graph: Graph, x: str, y: str, scale: float = 1.0) -> str:
+    """Return `x` (..., T, K) times the transpose of `y` (..., W, K), times `scale`."""
+    if not graph.exact:
+        return graph.op("FusedMatMul", x, y, domain=MICROSOFT, transB=1, alpha=scale)
+    turned = graph.op("Einsum", x, y, equation="...tk,...wk->...tw")
+    return graph.op("Mul", turned, graph.number(scale))
+
+
+def rotate(graph: Graph, x: str, positions: str, width: int) -> str:
+    """Return heads `x` (1, H, T, K) turned by the graph's inputs `cos` and `sin` (T, K / 2)."""
+    if not graph.exact:
+        return graph.op("RotaryEmbedding", x, positions, "cos", "sin", domain=MICROSOFT)
+    a, b = split(graph, x, 3, width // 2, width // 2)
+    turned = graph.op("Sub", graph.op("Mul", a, "cos"), graph.op("Mul", b, "sin"))
+    rest = graph.op("Add", graph.op("Mul", b, "cos"), graph.op("Mul", a, "sin"))
+    return graph.op("Concat", turned, rest, axis=3)
 
 
 def split(graph: Graph, x: str, axis: int, *sizes: int) -> list[str]:
@@ -160,39 +184,70 @@ def split(graph: Graph, x: str, axis: int, *sizes: int) -> list[str]:
     return graph.ops("Split", x, graph.ints(*sizes), outputs=len(sizes), axis=axis)
 
 
-def with_sentinel(graph: Graph, x: str, columns: int) -> str:
-    """Return `x` (T, K) as blocks of 127 columns and the token's largest |x|, (T, C * 128)."""
+def _product(graph: Graph, x: str, fold: Fold, matrix: QuantisedTensor) -> str:
+    """Return the kernel's product of `x` (T, K) or, of an exact graph, (T, C * 128)."""
+    rows, columns = matrix.codes.shape
+    return graph.op(
+        "MatMulNBits",
+        x,
+        fold.blocks_name,
+        fold.scales_name,
+        domain=MICROSOFT,
+        K=fold.blocks * BLOCK if graph.exact else columns,
+        N=rows,
+        bits=bits_of(matrix),
+        block_size=BLOCK,
+        accuracy_level=4,
+    )
+
+
+def _exact_product(graph: Graph, x: str, name: str, matrix: QuantisedTensor) -> str:
+    """Return the product of `x` (T, K), quantised as `PER_TOKEN` does it; the kernel sums whole numbers."""
+    small = graph.cast(x, TensorProto.FLOAT)
+    largest = graph.op("ReduceMax", graph.op("Abs", small), graph.ints(1), keepdims=1)
+    largest = graph.op("Max", largest, graph.constant(np.array(LEAST, np.float32)))
+    most = graph.constant(np.array(MOST, np.float32))
+    inverse = graph.op("Mul", graph.op("Reciprocal", largest), most)  # torch divides a number by a tensor in two steps
+    codes = graph.op("Round", graph.op("Mul", small, inverse))
+    sums = _product(graph, with_sentinel(graph, codes, matrix.codes.shape[1]), _fold(graph, name, matrix), matrix)
+    scale = graph.cast(graph.op("Div", largest, most), graph.kind)
+    of_rows = graph.op("Transpose", graph.cast(_scales(graph, name, matrix), graph.kind), perm=[1, 0])
+    return graph.op("Mul", graph.op("Mul", graph.cast(sums, graph.kind), scale), of_rows)
+
+
+def with_sentinel(graph: Graph, codes: str, columns: int) -> str:
+    """Return activation codes (T, K) as blocks of 127 columns and a sentinel of 127, (T, C * 128)."""
     width = BLOCK - 1
     missing = -columns % width
     if missing:
-        x = graph.op("Pad", x, graph.ints(0, 0, 0, missing))
-    blocks = graph.op("Reshape", x, graph.ints(0, -1, width))
-    largest = graph.op("ReduceMax", graph.op("Abs", blocks), graph.ints(1, 2), keepdims=1)
-    sentinel = graph.op("Expand", largest, graph.ints(1, (columns + missing) // width, 1))
-    return graph.op("Reshape", graph.op("Concat", blocks, sentinel, axis=2), graph.ints(0, -1))
+        codes = graph.op("Pad", codes, graph.ints(0, 0, 0, missing))
+    blocks = graph.op("Reshape", codes, graph.ints(0, -1, width))
+    filled = graph.op("Pad", blocks, graph.ints(0, 0, 0, 0, 0, 1), graph.constant(np.array(MOST, np.float32)))
+    return graph.op("Reshape", filled, graph.ints(0, -1))
 
 
-def _columns(exact: bool) -> int:
-    """Return how many columns of a matrix a block holds."""
-    return BLOCK - 1 if exact else BLOCK
+def _scales(graph: Graph, name: str, matrix: QuantisedTensor) -> str:
+    """Store a matrix's row scales (N, 1) once."""
+    return graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
 
 
-def _fold(graph: Graph, name: str, matrix: QuantisedTensor, exact: bool, tokens: str = "") -> Fold:
+def _fold(graph: Graph, name: str, matrix: QuantisedTensor, tokens: str = "") -> Fold:
     """Store a matrix and its row scales once, and add the nodes that make of them what the kernel takes.
 
-    With the name of `tokens` there is one more, for looking up their rows.
+    With the name of `tokens` there is one more, for looking up their rows. In an exact graph the kernel's scales are 1.
     """
     if name in graph.folds:
         return graph.folds[name]
     codes, bits = matrix.codes.numpy(), bits_of(matrix)
-    blocks = -(-codes.shape[1] // _columns(exact))
-    if exact:
-        width = BLOCK - 1
-        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % width))).reshape(len(codes), -1, width)
+    columns = BLOCK - 1 if graph.exact else BLOCK  # of the matrix, in a block
+    blocks = -(-codes.shape[1] // columns)
+    if graph.exact:
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % columns))).reshape(len(codes), -1, columns)
         codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
     stored = pack_bits(codes, bits, BLOCK).reshape(len(codes), -1)[:, : -(-codes.shape[1] * bits // 8)]
     graph.store(name, stored)
-    scales = graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
+    ones = np.ones((len(codes), 1), np.float16)
+    scales = graph.store(f"{name}.ones", ones) if graph.exact else _scales(graph, name, matrix)
     size, fill = BLOCK * bits // 8, sum(1 << (place + bits - 1) for place in range(0, 8, bits))
     missing = graph.ints(0, 0, 0, blocks * size - stored.shape[1])
     whole = graph.fold("Pad", name, missing, graph.constant(np.array(fill, np.uint8)))

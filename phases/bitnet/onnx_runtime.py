@@ -39,18 +39,10 @@ class _Piece:
     ids: Ints  # (T,)
     hidden: Floats  # (T, D), of the last pass
     going_on: Floats  # (T,), chance of not having halted
-    rotation: tuple[Floats, Floats]  # cosines and sines, (T, K / 2)
+    rotation: list[Floats]  # cosines and sines, (T, K / 2)
     start: int  # places of the cache that all its tokens see, from `start` to before `end`
     end: int
     rows: Bytes | None  # (T, B), of the embedding as stored; None where the graph has them
-
-    @classmethod
-    def begin(
-        cls, ids: Ints, width: int, rotation: tuple[Floats, Floats], places: tuple[int, int], rows: Bytes | None
-    ) -> "_Piece":
-        """Return a piece that no pass has seen."""
-        hidden, going_on = np.zeros((len(ids), width), np.float32), np.ones(len(ids), np.float32)
-        return cls(ids, hidden, going_on, rotation, *places, rows)
 
 
 class OnnxModel:
@@ -74,6 +66,7 @@ class OnnxModel:
             properties = self.sessions[0].get_modelmeta().custom_metadata_map
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
+            self.floats: type[np.floating[Any]] = np.float64 if self.exact else np.float32
             if fast_prefill and not self.exact and mapped is not None:
                 self.sessions.append(ort.InferenceSession(widened(path), options, providers=["CPUExecutionProvider"]))
         except (KeyError, ValueError, OSError, *_FAILURES) as error:
@@ -84,7 +77,7 @@ class OnnxModel:
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
             tensors = load(base64.b64decode(properties["memory"]))
-            self.writer = MemoryWriter(self.architecture, tensors)
+            self.writer = MemoryWriter(self.architecture, tensors, exact=self.exact)
 
     def stream(self) -> "AnyStream":
         """Return a stream that has read nothing."""
@@ -102,7 +95,7 @@ class Stream:
         self.prediction: Floats | None = None
         self._bindings = [[session.io_binding() for _ in range(a.steps)] for session in model.sessions]
         self._segment = titan.segment_len if titan else 0
-        self._outputs = np.zeros((self._segment, a.d_model), np.float32)
+        self._outputs: Floats = np.zeros((self._segment, a.d_model), model.floats)
         self._surprise = np.zeros(self._segment, np.float32)
         # Places before the segment under way: the one before it, or what the first queries' convolution looks back at.
         self._older = CONV_WIDTH - 1 if titan else 0
@@ -127,10 +120,12 @@ class Stream:
         self._make_room(self._places()[1] + len(ids))
         rows = None if self.model.rows is None else self.model.rows(ids)
         turns = rotation(np.arange(self.position, self.position + len(ids)), a.head_dim, a.rope_theta)
-        piece = _Piece.begin(ids, a.d_model, turns, self._places(), rows)
+        floats = self.model.floats
+        hidden, going_on = np.zeros((len(ids), a.d_model), floats), np.ones(len(ids), floats)
+        piece = _Piece(ids, hidden, going_on, [part.astype(floats) for part in turns], *self._places(), rows)
         steps = np.zeros_like(ids)
-        normed = np.empty((len(ids), a.d_model), np.float32)
-        logits = np.empty((len(ids), a.vocab_size), np.float32)
+        normed = np.empty((len(ids), a.d_model), floats)
+        logits = np.empty((len(ids), a.vocab_size), floats)
         active, end = np.arange(len(ids)), piece.end
         for step in range(a.steps):
             found = self._run(step, piece, active)
@@ -187,7 +182,7 @@ class Stream:
             columns = np.setdiff1d(np.arange(length), active)
             seen[:, piece.end + columns] = columns <= active[:, None]
         seen[:, width:] = active <= active[:, None]
-        return np.where(seen, np.float32(0), np.float32(-np.inf))
+        return np.where(seen, self.model.floats(0), self.model.floats(-np.inf))
 
     def _query_index(self, active: Ints, end: int) -> Ints:
         """Return where the memory queries of each token and the three before it are, (A, 4): in the cache or new."""
@@ -234,8 +229,8 @@ class Stream:
     def _make_cache(self, places: int) -> tuple[Floats, Floats]:
         """Allocate and bind what is bound once: keys and values (S, L, 2, G, W, K), and memory queries (S, W, D)."""
         a = self.model.architecture
-        cache = np.zeros((a.steps, a.n_layers, 2, a.n_kv_heads, places, a.head_dim), np.float32)
-        queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), np.float32)
+        cache = np.zeros((a.steps, a.n_layers, 2, a.n_kv_heads, places, a.head_dim), self.model.floats)
+        queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), self.model.floats)
         for step, binding in ((step, binding) for bindings in self._bindings for step, binding in enumerate(bindings)):
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):

@@ -39,13 +39,13 @@ class PackedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix in fp32, for a head that multiplies with it."""
-        return self.codes() * self.scale.float()
+        """The matrix in full, for a head that multiplies with it."""
+        return self.codes() * _wide(self.scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ids (...) to rows (..., D)."""
         flat = tokens.flatten()
-        rows: Tensor = (self.codes(flat) * self.scale[flat].float()).unflatten(0, tokens.shape)
+        rows: Tensor = (self.codes(flat) * _wide(self.scale[flat])).unflatten(0, tokens.shape)
         return rows
 
 
@@ -63,20 +63,21 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
         product = integer_product_int8 if x.is_cuda else integer_product
-        y = product(x, self.stored.codes(), self.activations) * self.stored.scale.float().T
+        y = product(x, self.stored.codes(), self.activations) * _wide(self.stored.scale).T
         return y if self.bias is None else y + self.bias
 
 
 def integer_product(x: Tensor, codes: Tensor, activations: ActivationQuantiser) -> Tensor:
     """Return `x` (..., K) quantised, times the integer `codes` (N, K), before the weights' scale: (..., N).
 
-    Sums of each block are whole numbers below 2^24, so fp32 holds them exactly whatever the order of summation.
+    Sums of each block are whole numbers below 2^24, so fp32 holds them exactly whatever the order of summation. They
+    are scaled in the type of `x`.
     """
     quantised = activations.quantise(x)  # (..., C, width)
     width = quantised.codes.shape[-1]
     blocks = nn.functional.pad(codes, (0, -codes.shape[1] % width)).unflatten(1, (-1, width)).float()
     sums = torch.einsum("...cw,ncw->...cn", quantised.codes.float(), blocks)
-    return (sums * quantised.scale).sum(-2)
+    return (sums.to(_wide(x).dtype) * quantised.scale).sum(-2)
 
 
 def integer_product_int8(x: Tensor, codes: Tensor, activations: ActivationQuantiser) -> Tensor:
@@ -95,6 +96,11 @@ def integer_product_int8(x: Tensor, codes: Tensor, activations: ActivationQuanti
         sums = torch._int_mm(rows[:, block].contiguous(), blocks[:, block].T)
         total += sums[:count, : len(codes)] * scale[:, block]
     return total.view(*x.shape[:-1], -1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return `x` in fp32, or in fp64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_torch(model: PackedModel) -> TinyTitan:
