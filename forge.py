@@ -209,7 +209,7 @@ def quantize(
     ],
     out: Annotated[str, typer.Argument(help="Folder for the quantised file and the tokenizer.")],
     form: Annotated[str, typer.Option("--format", help="onnx, gguf, torch or archive.")] = "onnx",
-    exact: Annotated[bool, typer.Option("--exact", help="BitNet's arithmetic to the bit, in fp64 between products: slower.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="BitNet's arithmetic to the bit, but slower.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a model with ternary weights. One that was not trained for it loses by it: phase 4 is what trains.
