@@ -1,6 +1,7 @@
 """Do thoughts help where they can? Serial arithmetic from several seeds, with controls that must not help.
 
 Controls at test time swap a trained model's thoughts; trained twins have had other thoughts, or none, from the start.
+What thoughts have taught is then to be known without them: as Fast-Quiet-STaR shortens them, and as ponder steps.
 Before Quiet-STaR the coherence of thoughts is judged: does it tell them from corrupted ones, and right from wrong?
 """
 
@@ -19,11 +20,13 @@ from benchmarks.quietstar_task import (
     accuracy,
     direct_accuracy,
     documents,
+    internalised,
+    ponders,
     prior,
     quietstar,
     reads_on,
+    shortened,
     task_learning,
-    thought_free,
 )
 from phases.cognate.titan import TinyTitan
 from phases.quietstar import coherence, sources
@@ -33,7 +36,7 @@ from phases.quietstar.thinker import Thinker
 from phases.seeds import torch_rng
 
 GREEDY = SamplingConfig(temperature=0)
-PRIOR_STEPS, UPDATES, STAGE_UPDATES = 2500, 100, 60
+PRIOR_STEPS, UPDATES, STAGE_UPDATES, PONDER_UPDATES = 2500, 100, 60, 1500
 
 
 def figures(seeds: Sequence[int]) -> list[Figure]:
@@ -64,13 +67,15 @@ def figures(seeds: Sequence[int]) -> list[Figure]:
             note(f"control_{control}", accuracy(twin, source, seed))
         likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
         note("without_reinforce", accuracy(likelihood_only, greedy, seed))
-        note("thought_free", direct_accuracy(thought_free(thinking, seed, STAGE_UPDATES), seed))
+        note("thought_free_shortened", direct_accuracy(shortened(thinking, seed, STAGE_UPDATES), seed))
+        note("thought_free", direct_accuracy(internalised(thinking, seed, PONDER_UPDATES), seed))
+        note("control_ponder", direct_accuracy(ponders(model, seed, PONDER_UPDATES), seed))
     return _task_figures(found)
 
 
 def _task_figures(found: dict[str, list[float]]) -> list[Figure]:
     mean = {key: statistics.mean(series) for key, series in found.items()}
-    thought, direct = found["thought_accuracy"], mean["control_none"]
+    thought, direct, pondered = found["thought_accuracy"], mean["control_none"], mean["control_ponder"]
     baseline = Baseline(what="answering directly, after as many updates", value=direct)
     figures = [
         Figure(
@@ -84,10 +89,11 @@ def _task_figures(found: dict[str, list[float]]) -> list[Figure]:
         ),
         Figure(
             key="curriculum_kept",
-            value=(mean["thought_free"] - direct) / (mean["thought_accuracy"] - direct),
-            unit="of the gain, without thoughts after stages of fewer",
+            value=(mean["thought_free"] - pondered) / (mean["thought_accuracy"] - pondered),
+            unit="of the gain, by ponder steps in place of thoughts",
             better="higher",
             goal=0.5,
+            baseline=Baseline(what="as many ponder steps and updates, nobody's thoughts", value=pondered),
             raw={"thought free": found["thought_free"]},
         ),
     ]

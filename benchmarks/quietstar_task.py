@@ -20,6 +20,7 @@ from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.corpus.special import END, SPECIAL_IDS
 from phases.quietstar.chain import END_ID, START_ID
 from phases.quietstar.config import LearningConfig, ThoughtConfig
+from phases.quietstar.internalise import Internaliser
 from phases.quietstar.sources import Source
 from phases.quietstar.thinker import Thinker
 from phases.seeds import torch_rng
@@ -31,6 +32,7 @@ VALUE, OPERATION, EQUALS = 16, 32, 60  # ids of 0, of x -> 1 x + 0, and of the s
 VALUES_SHARE, EARLY_SHARE = 0.3, 0.6
 DOCUMENTS = 16  # of an update
 RATE = 5e-4  # of the updates; at 1e-3 the style is found as soon, but the model forgets a tenth of its first operations
+MANY_DOCUMENTS, PONDER_RATE = 256, 4e-3  # where ponder steps are learned: with 32 at 3e-3 the third took 3,500 updates
 THOUGHTS = ThoughtConfig(parallel=4, length=OPERATIONS, lookahead=2, injection="all")
 
 
@@ -112,7 +114,7 @@ def quietstar(
     return thinker
 
 
-def thought_free(thinker: Thinker, seed: int, updates: int) -> TinyTitan:
+def shortened(thinker: Thinker, seed: int, updates: int) -> TinyTitan:
     """Return a copy without thoughts, after stages of `updates` each with one thought token less (Fast-Quiet-STaR)."""
     torch.manual_seed(seed)
     for length in range(OPERATIONS - 1, 0, -1):
@@ -123,6 +125,23 @@ def thought_free(thinker: Thinker, seed: int, updates: int) -> TinyTitan:
         _train(shorter, _prompts(seed, length), updates, DOCUMENTS, RATE)
         thinker = shorter
     return reads_on(thinker.model, seed, updates)
+
+
+def internalised(thinker: Thinker, seed: int, updates: int) -> TinyTitan:
+    """Return a copy whose ponder steps have learned what its thoughts say."""
+    torch.manual_seed(seed)
+    pupil = Internaliser(thinker)
+    _train(pupil, _prompts(seed, 0, MANY_DOCUMENTS), updates, MANY_DOCUMENTS, PONDER_RATE)
+    return pupil.model
+
+
+def ponders(model: TinyTitan, seed: int, updates: int) -> TinyTitan:
+    """Train a copy with as many ponder steps on the same prompts and answers, without anybody's thoughts."""
+    torch.manual_seed(seed)
+    trained = TinyTitan(model.config.model_copy(update={"train_ponder_steps": OPERATIONS + 1}))
+    trained.load_state_dict(model.state_dict())
+    _train(trained, _prompts(seed, 0, MANY_DOCUMENTS), updates, MANY_DOCUMENTS, PONDER_RATE)
+    return trained
 
 
 def reads_on(model: TinyTitan, seed: int, updates: int) -> TinyTitan:
@@ -162,11 +181,11 @@ def task_learning(policy_weight: float = 10.0) -> LearningConfig:
     return LearningConfig(initial_weight=0.5, policy_weight=policy_weight)
 
 
-def _prompts(seed: int, stage: int = OPERATIONS) -> Callable[[int], Tensor]:
+def _prompts(seed: int, stage: int = OPERATIONS, count: int = DOCUMENTS) -> Callable[[int], Tensor]:
     """Return the prompts and answers of each step; `stage` is how long thoughts are."""
 
     def batches(step: int) -> Tensor:
-        return documents(DOCUMENTS, torch_rng(seed, "serial", "thinking", stage, step)).rows
+        return documents(count, torch_rng(seed, "serial", "thinking", stage, step)).rows
 
     return batches
 

@@ -59,7 +59,7 @@ class LearningConfig(Settings):
 class StageConfig(Settings):
     """A stage of the curriculum of Fast-Quiet-STaR: fewer thought tokens than before, in the end none."""
 
-    length: int = Field(ge=0, le=64, description="tokens of a thought; 0 trains the text's own predictions alone")
+    length: int = Field(ge=0, le=64, description="tokens of a thought; 0 makes ponder steps of them")
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
 

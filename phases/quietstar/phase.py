@@ -20,6 +20,7 @@ from phases.errors import ArtifactError
 from phases.probes import RunFiles
 from phases.quietstar.claims import claims_of, notes_of
 from phases.quietstar.config import QuietStarConfig, StageConfig
+from phases.quietstar.internalise import Internaliser
 from phases.quietstar.loading import FOLDER as THINKING
 from phases.quietstar.loading import (
     LoadedThinker,
@@ -106,13 +107,13 @@ def train_stage(
     return _write(job, run, learner.eval(), corpus, config, seed)
 
 
-def _learner(job: Job, files: RunFiles, config: QuietStarConfig) -> Thinker | TinyTitan:
-    """Return what a stage trains, as its parent left it."""
+def _learner(job: Job, files: RunFiles, config: QuietStarConfig) -> Thinker | Internaliser | TinyTitan:
+    """Return what a stage trains, as its parent left it; without thoughts, a model that had them is to keep them."""
     uri, device = files.path(job.parent), best_device()
     loaded = load_model(uri, device=device)
     require_markers(loaded.tokenizer, uri)
     if job.stage.length == 0:
-        return loaded.model
+        return Internaliser(load_thinker(uri, device).thinker).to(device) if can_think(uri) else loaded.model
     thought = config.thought.model_copy(
         update={
             "length": job.stage.length,
@@ -128,7 +129,7 @@ def _learner(job: Job, files: RunFiles, config: QuietStarConfig) -> Thinker | Ti
 
 
 def _write(
-    job: Job, run: str, learner: Thinker | TinyTitan, corpus: Corpus, config: QuietStarConfig, seed: int
+    job: Job, run: str, learner: Thinker | Internaliser | TinyTitan, corpus: Corpus, config: QuietStarConfig, seed: int
 ) -> ModelRef:
     parent = modeldir.open_ref(storage.join(run, job.parent))
     lineage = modeldir.Lineage(
@@ -143,7 +144,8 @@ def _write(
         threshold, helps = how_to_use(learner, rows, corpus.token_bytes, seed)
         ref = save_thinker(out, learner, tokenizer=tokenizer, lineage=lineage, entropy_threshold=threshold, helps=helps)
     else:
-        ref = save_plain(out, learner, tokenizer, lineage)
+        model = learner.model if isinstance(learner, Internaliser) else learner
+        ref = save_plain(out, model, tokenizer, lineage)
     return ref.model_copy(update={"uri": job.out})
 
 
