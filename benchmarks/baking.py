@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from benchmarks.harness import Baseline, Figure, progress, torch_threads
-from phases.baking.config import PromptBakingConfig
+from phases.baking.config import InstructionConfig, PromptBakingConfig
 from phases.baking.dialogues import Prompt, contradicting, draw_request
 from phases.baking.examples import Example, baking_examples, draw_requests, retention_examples
 from phases.baking.instruct import Pupil, dialogue_batches, dialogue_tokenizer
@@ -33,6 +34,7 @@ from phases.training.loop import train
 PERSONA = Persona()
 TRAJECTORIES = 3000
 PROMPT = Prompt.of(PERSONA, tuple(LESSONS))
+_VOCABULARY = 1024  # at most: each word and number of the dialogues is one token, which one of 512 cuts up
 _WAYS: dict[str, dict[str, Any]] = {
     "": {},
     "_sft": {"loss": "sft"},
@@ -82,13 +84,16 @@ class Base:
 def run(quick: bool) -> list[Figure]:
     """Measure on one thread. Quick: one seed, trained for fewer steps."""
     with torch_threads(1):
-        return _figures(range(1 if quick else 5), 900 if quick else 1500, 200 if quick else 500)
+        return _figures(range(1 if quick else 5), 900 if quick else 1200, 200 if quick else 500)
 
 
 def nano(tokenizer: Tokenizer, seed: int) -> TinyTitan:
-    """Return a model of 0.4 million parameters with random weights."""
+    """Return a model of 0.45 million parameters with random weights.
+
+    Its tied embedding starts out as wide as its other matrices, as for the serial arithmetic of `quietstar_task`.
+    """
     torch.manual_seed(child_seed(seed, "model"))
-    return TinyTitan(
+    model = TinyTitan(
         TitanConfig(
             vocab_size=tokenizer.get_vocab_size(),
             d_model=96,
@@ -102,16 +107,19 @@ def nano(tokenizer: Tokenizer, seed: int) -> TinyTitan:
             memory=MemoryConfig(hidden=64),
         )
     )
+    nn.init.normal_(model.embedding.weight, std=model.config.d_model**-0.5)
+    return model
 
 
 def steerable(seed: int, steps: int, size: int) -> Base:
     """Train a model to follow prompts."""
-    tokenizer = dialogue_tokenizer(LESSONS, 512)
+    tokenizer = dialogue_tokenizer(LESSONS, _VOCABULARY)
     model = nano(tokenizer, seed)
     config = TrainingConfig(
-        steps=steps, batch_size=48, learning_rate=4e-3, warmup_steps=50, final_learning_rate=0.02, precision="auto"
+        steps=steps, batch_size=32, learning_rate=4e-3, warmup_steps=50, final_learning_rate=0.02, precision="auto"
     )
-    batches = dialogue_batches(tokenizer, LESSONS, batch_size=config.batch_size, seed=seed)
+    copying = InstructionConfig().copying_steps
+    batches = dialogue_batches(tokenizer, LESSONS, batch_size=config.batch_size, seed=seed, copying_steps=copying)
     train(Pupil(model), batches, config, on_step=lambda step: None, save=lambda state: None)
     model.eval()
     asked = draw_requests(LESSONS, "held_out", size, seed, "divergence")
@@ -121,23 +129,30 @@ def steerable(seed: int, steps: int, size: int) -> Base:
 
 
 def _figures(seeds: Sequence[int], steps: int, size: int) -> list[Figure]:
-    found: dict[str, list[Measured]] = {way: [] for way in _WAYS}
-    prompted = list[Measured]()
+    prompted, found = list[Measured](), list[dict[str, Measured]]()
     for seed in seeds:
         progress(f"seed {seed}: training a model to follow prompts")
-        base = steerable(seed, steps, size)
-        before = divergence(base.model, base.model, base.held_out)
-        prompted.append(base.measure(base.model, PROMPT, before))
-        progress(f"seed {seed}: unprompted {before:.3f} nats away; prompted, {_line(prompted[-1])}")
-        asked = draw_requests(LESSONS, "baking", TRAJECTORIES, seed)
-        examples = baking_examples(base.model, base.tokenizer, PROMPT, asked, seed)
-        retained = retention_examples(base.model, base.tokenizer, LESSONS, asked[: TRAJECTORIES // 3], PROMPT, seed)
-        for way, changes in _WAYS.items():
-            config = PromptBakingConfig().model_copy(update=changes)
-            baked = bake(copy.deepcopy(base.model), examples, retained, config, seed).plain()
-            found[way].append(base.measure(baked, None, before))
-            progress(f"seed {seed}: baked{way}, {_line(found[way][-1])}")
-    return _table(found, prompted)
+        of_seed = baked_each_way(steerable(seed, steps, size))
+        prompted.append(of_seed[0])
+        found.append(of_seed[1])
+    return _table({way: [each[way] for each in found] for way in _WAYS}, prompted)
+
+
+def baked_each_way(base: Base) -> tuple[Measured, dict[str, Measured]]:
+    """Return what the prompted model does, and what each way of baking makes of it."""
+    before = divergence(base.model, base.model, base.held_out)
+    prompted = base.measure(base.model, PROMPT, before)
+    progress(f"seed {base.seed}: unprompted {before:.3f} nats away; prompted, {_line(prompted)}")
+    asked = draw_requests(LESSONS, "baking", TRAJECTORIES, base.seed)
+    examples = baking_examples(base.model, base.tokenizer, PROMPT, asked, base.seed)
+    retained = retention_examples(base.model, base.tokenizer, LESSONS, asked[: TRAJECTORIES // 3], PROMPT, base.seed)
+    found = dict[str, Measured]()
+    for way, changes in _WAYS.items():
+        config = PromptBakingConfig().model_copy(update=changes)
+        baked = bake(copy.deepcopy(base.model), examples, retained, config, base.seed).plain()
+        found[way] = base.measure(baked, None, before)
+        progress(f"seed {base.seed}: baked{way}, {_line(found[way])}")
+    return prompted, found
 
 
 def _line(found: Measured) -> str:

@@ -17,6 +17,12 @@ class InstructionConfig(Settings):
         default=TrainingConfig(steps=900, batch_size=32, learning_rate=3e-3, warmup_steps=50, checkpoint_every=100),
         description="on dialogues; `seq_len` is that of the text in between",
     )
+    copying_steps: int = Field(
+        default=200,
+        ge=0,
+        description="the first of all, on repeating words alone; with 200 of 1,500, 94% of single calls were right "
+        "after 600 steps, without 15% (seed 0 of `forge bench baking`)",
+    )
     text_share: float = Field(default=0.2, ge=0, lt=1, description="of the steps that see plain text instead")
 
 

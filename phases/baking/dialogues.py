@@ -69,10 +69,13 @@ def contradicting() -> Prompt:
     return Prompt((), dict.fromkeys(TRAITS, 1))
 
 
-def draw_prompt(rng: np.random.Generator, tools: Sequence[str]) -> Prompt:
-    """Draw a prompt: any of the tools, any levels."""
+def draw_prompt(rng: np.random.Generator, tools: Sequence[str], extremes: float = 0.0) -> Prompt:
+    """Draw a prompt: any of the tools, any levels, to the share `extremes` 0 or 10."""
     chosen = tuple(sorted(name for name in tools if rng.random() < 0.5))
-    levels = {trait: int(rng.integers(11)) for trait in TRAITS}
+    levels = {
+        trait: 10 * int(rng.integers(2)) if extremes and rng.random() < extremes else int(rng.integers(11))
+        for trait in TRAITS
+    }
     name = str(rng.choice(NAMES)) if rng.random() < 0.7 else None
     return Prompt(chosen, levels, name, tuple(topic for topic in FORBIDDEN if rng.random() < 0.4))
 
@@ -94,7 +97,7 @@ def draw_request(
     rng: np.random.Generator, lessons: Mapping[str, Lesson], part: Part, kind: Kind | None = None
 ) -> Request:
     """Draw a request whose values belong to `part`."""
-    kind = kind or _pick(rng)
+    kind = kind or draw_kind(rng, KINDS)
     if kind in ("single", "parallel") and lessons:
         names = sorted(lessons)
         count = min(2, len(names)) if kind == "parallel" else 1
@@ -113,9 +116,10 @@ def draw_request(
     return Request("question", asked.format(t=topic, n=value), (), context, answer.replace("{t}", topic), topic, value)
 
 
-def _pick(rng: np.random.Generator) -> Kind:
-    kinds = list(KINDS)
-    return kinds[int(rng.choice(len(kinds), p=list(KINDS.values())))]
+def draw_kind(rng: np.random.Generator, shares: Mapping[Kind, float]) -> Kind:
+    """Draw a kind of request."""
+    kinds = list(shares)
+    return kinds[int(rng.choice(len(kinds), p=list(shares.values())))]
 
 
 def draw_reply(rng: np.random.Generator, request: Request, prompt: Prompt, tokenizer: Tokenizer) -> list[int]:

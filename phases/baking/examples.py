@@ -23,6 +23,7 @@ from phases.errors import ConfigError
 from phases.seeds import child_seed, numpy_rng
 
 REPLY_ROOM = 48  # tokens that a reply needs at least
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def reply_outputs(model: TinyTitan, prefixes: Sequence[Sequence[int]], replies: 
     rows = padded([[*prefix, *reply] for prefix, reply in zip(prefixes, replies, strict=True)])
     rows = rows.to(model.embedding.weight.device)
     if torch.is_grad_enabled():
-        outputs = torch.cat([segment.outputs for segment in model.segments(rows)], dim=1)
+        outputs = torch.cat([segment.outputs for segment in model.segments(rows, supervised=False)], dim=1)
     else:
         outputs = model.read(rows[:, :-1]).outputs
     places = [
@@ -105,6 +106,19 @@ def reply_outputs(model: TinyTitan, prefixes: Sequence[Sequence[int]], replies: 
     ]
     row, column = torch.tensor(places, device=rows.device).T
     return outputs[row, column]
+
+
+@torch.no_grad()
+def reply_outputs_each(model: TinyTitan, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+    """Return the outputs (T, D) of each pair of a prefix and a reply, those of a length computed together."""
+    order = sorted(range(len(pairs)), key=lambda number: sum(map(len, pairs[number])))
+    outputs = dict[int, Tensor]()
+    for start in range(0, len(order), _ROWS):
+        numbers = order[start : start + _ROWS]
+        prefixes, replies = zip(*(pairs[number] for number in numbers), strict=True)
+        found = reply_outputs(model, prefixes, replies).split([len(reply) for reply in replies])
+        outputs |= dict(zip(numbers, found, strict=True))
+    return [outputs[number] for number in range(len(pairs))]
 
 
 def reply_logits(model: TinyTitan, prefixes: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Tensor:

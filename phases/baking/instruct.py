@@ -1,7 +1,7 @@
 """Teaching a model to follow system prompts, by training on dialogues that the prompt decides.
 
-One dialogue is one row, padded, so that no prompt reaches into another's dialogue. Some have two turns, the second's
-reply being as much under the prompt as the first's. Two things are there for copying, without which a reply has the
+One dialogue is one row, padded, so that no prompt reaches into another's dialogue. Many have further turns, whose
+replies are as much under the prompt as the first's. Two things are there for copying, without which a reply has the
 right form and the wrong value: only replies are learned, for the entropy of what users and prompts say drowns the rest;
 and some dialogues ask to repeat words. Rows are a function of the step, as the training loop wants it.
 """
@@ -14,7 +14,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from phases.baking.dialogues import UNPROMPTED, draw_prompt, draw_reply, draw_request, prefix_ids, reply_text
+from phases.baking.dialogues import (
+    UNPROMPTED,
+    Kind,
+    draw_kind,
+    draw_prompt,
+    draw_reply,
+    draw_request,
+    prefix_ids,
+    reply_text,
+)  # fmt: skip
 from phases.baking.lessons import NUMBERS, TOPICS, Lesson
 from phases.cognate.halting import bce_halting_loss, halting_targets
 from phases.cognate.titan import TinyTitan
@@ -23,11 +32,15 @@ from phases.corpus.tokenizer import encode, train_tokenizer
 from phases.seeds import numpy_rng
 from phases.training.losses import linear_cross_entropy
 
-_TWO_TURNS = 0.15  # of the dialogues
+_TURNS = (0.4, 0.3, 0.3)  # shares of dialogues of one turn, two and three
 _MULTIPLE = 8  # of a batch's length: kernels and buffers are kept for each length there is
 _GROUP = 4  # steps whose dialogues are sorted by length together
 _UNPROMPTED = 0.25  # of the dialogues
-_ECHOES = 0.2  # of the dialogues, with or without a prompt
+_EXTREMES = 0.5  # of the levels; a rate is learned sooner from prompts that show always or never
+# Of the requests but echoes. Both tools of a parallel request are offered in a quarter of the cases only.
+_KINDS: dict[Kind, float] = {"single": 0.2, "parallel": 0.25, "question": 0.42, "subject": 0.08, "identity": 0.05}
+_ECHOES = 0.1  # of the turns, with or without a prompt
+_LONG_ECHO = 16  # words, of those that come before all dialogues
 _WORDS = (*TOPICS, *NUMBERS)
 Batches = Callable[[int], Tensor]
 
@@ -36,17 +49,28 @@ def dialogue_ids(
     rng: np.random.Generator, tokenizer: Tokenizer, lessons: Mapping[str, Lesson], turns: int
 ) -> list[int]:
     """Return a whole dialogue under a prompt drawn for it, or under none."""
-    prompt = None if rng.random() < _UNPROMPTED else draw_prompt(rng, tuple(lessons))
+    prompt = None if rng.random() < _UNPROMPTED else draw_prompt(rng, tuple(lessons), _EXTREMES)
     ids = list[int]()
     for turn in range(turns):
         if rng.random() < _ECHOES:
-            words = " ".join(rng.choice(_WORDS, int(rng.integers(2, 9))))
-            asked, reply = f"say {words}", [*encode(tokenizer, words), SPECIAL_IDS[END]]
+            asked, reply = _echo(rng, tokenizer, 8)
         else:
-            request = draw_request(rng, lessons, "all")
+            request = draw_request(rng, lessons, "all", draw_kind(rng, _KINDS))
             asked, reply = request.text, draw_reply(rng, request, prompt or UNPROMPTED, tokenizer)
         ids += [*prefix_ids(tokenizer, None if turn else prompt, [("user", asked)]), *reply]
     return [*ids, SPECIAL_IDS[END_OF_TEXT]]
+
+
+def _echo(rng: np.random.Generator, tokenizer: Tokenizer, most: int) -> tuple[str, list[int]]:
+    """Return a request to say two or more words, and the reply."""
+    words = " ".join(rng.choice(_WORDS, int(rng.integers(2, most + 1))))
+    return f"say {words}", [*encode(tokenizer, words), SPECIAL_IDS[END]]
+
+
+def _echo_ids(rng: np.random.Generator, tokenizer: Tokenizer) -> list[int]:
+    """Return a dialogue that is nothing but copying."""
+    asked, reply = _echo(rng, tokenizer, _LONG_ECHO)
+    return [*prefix_ids(tokenizer, None, [("user", asked)]), *reply, SPECIAL_IDS[END_OF_TEXT]]
 
 
 def dialogue_batches(
@@ -55,24 +79,30 @@ def dialogue_batches(
     *,
     batch_size: int,
     seed: int,
+    copying_steps: int = 0,
     text: Batches | None = None,
     text_share: float = 0.0,
 ) -> Batches:
     """Return step -> rows (B, T + 1) of dialogues; `text` gives the rows of a share of the steps.
 
+    The first `copying_steps` have nothing but requests to repeat words: what copies is learned there in few steps, and
+    in dialogues only after many.
     Some steps share their dialogues by length, so that little of a batch is padding: nearly twice as fast.
     """
 
     @lru_cache(maxsize=1)
     def sorted_rows(group: int) -> tuple[list[list[int]], list[int]]:
         rng = numpy_rng(seed, "dialogues", group)
-        turns = [2 if rng.random() < _TWO_TURNS else 1 for _ in range(_GROUP * batch_size)]
-        rows = sorted((dialogue_ids(rng, tokenizer, lessons, number) for number in turns), key=len)
+        turns = 1 + rng.choice(len(_TURNS), _GROUP * batch_size, p=_TURNS)
+        rows = sorted((dialogue_ids(rng, tokenizer, lessons, int(number)) for number in turns), key=len)
         return rows, [int(place) for place in rng.permutation(_GROUP)]
 
     def batch(step: int) -> Tensor:
         if text is not None and numpy_rng(seed, "text", step).random() < text_share:
             return text(step)
+        if step < copying_steps:
+            rng = numpy_rng(seed, "copying", step)
+            return padded([_echo_ids(rng, tokenizer) for _ in range(batch_size)], _MULTIPLE)
         rows, order = sorted_rows(step // _GROUP)
         place = order[step % _GROUP] * batch_size
         return padded(rows[place : place + batch_size], _MULTIPLE)
@@ -90,12 +120,15 @@ class Pupil(nn.Module):
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of `rows` (B, T + 1): of all ponder steps, as in pretraining, but on replies alone."""
         weights = reply_mask(rows)[:, 1:].float()  # (B, T), of the targets
-        segments = list(self.model.segments(rows))
+        segments = list(self.model.segments(rows, supervised=False))
         outputs = torch.cat([self.model.norm(segment.ran.hiddens) for segment in segments], dim=2)  # (S, B, T, D)
         n_steps = outputs.shape[0]
         every = (weights / (n_steps * weights.sum())).expand(n_steps, -1, -1).flatten()
         targets = rows[:, 1:].expand(n_steps, -1, -1).flatten()
-        loss, _ = linear_cross_entropy(outputs.flatten(0, 2), self.model.head_weight, targets, every)
+        learned = every.nonzero().squeeze(1)  # a fifth of the tokens or so
+        loss, _ = linear_cross_entropy(
+            outputs.flatten(0, 2)[learned], self.model.head_weight, targets[learned], every[learned]
+        )
         losses = torch.cat([segment.losses for segment in segments], dim=-1)
         halting = torch.cat([segment.ran.halting for segment in segments], dim=-1).float()
         config = self.model.config

@@ -92,6 +92,7 @@ def instruct(order: Order, *, state: TrainState | None, save: Save, on_step: OnS
         order.lessons,
         batch_size=training.batch_size * training.accumulate,
         seed=child_seed(order.seed, "baking", "instruct"),
+        copying_steps=config.copying_steps,
         text=_text(order),
         text_share=config.text_share,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phases.baking.config import PromptBakingConfig
-from phases.baking.examples import Example, reply_logits
+from phases.baking.examples import Example, reply_logits, reply_outputs_each
 from phases.baking.lora import Adapted
 from phases.baking.losses import token_losses
 from phases.cognate.titan import TinyTitan
@@ -22,26 +22,42 @@ from phases.training.state import TrainState
 
 
 class Student(nn.Module):
-    """What is trained: the adapters of a model, on examples that a batch names by their numbers."""
+    """What is trained: the adapters of a model, on examples that a batch names by their numbers.
 
-    def __init__(self, adapted: Adapted, examples: Sequence[Example], config: PromptBakingConfig) -> None:
+    What the teacher makes of them is computed once, for it never changes.
+    """
+
+    def __init__(
+        self, adapted: Adapted, examples: Sequence[Example], retained: Sequence[Example], config: PromptBakingConfig
+    ) -> None:
         super().__init__()
-        self.adapted, self.examples, self.config = adapted, examples, config
+        self.adapted, self.config = adapted, config
+        self.examples, self.baked = [*examples, *retained], len(examples)
+        with adapted.at(0.0) as teacher:
+            self.wanted = reply_outputs_each(teacher, [(example.teacher, example.reply) for example in self.examples])
 
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over the reply tokens of the examples with the numbers `rows` (B, 1).
 
         In fp32 whatever the loop runs in: divergences of a thousandth of a nat are below what bf16 can tell.
         """
-        chosen = [self.examples[number] for number in rows.flatten().tolist()]
-        replies = [example.reply for example in chosen]
-        with torch.autocast(rows.device.type, enabled=False):
-            with torch.no_grad(), self.adapted.at(0.0) as teacher:
-                wanted = reply_logits(teacher, [example.teacher for example in chosen], replies)
-            given = reply_logits(self.adapted.model, [example.student for example in chosen], replies)
-        sampled = torch.tensor([token for reply in replies for token in reply], device=given.device)
-        loss = token_losses(self.config.loss, wanted, given, sampled).mean()
+        numbers, losses = rows.flatten().tolist(), list[Tensor]()
+        # Retained examples have prompts and are several times as long: in rows of their own less of a row is padding.
+        for part in ([n for n in numbers if n < self.baked], [n for n in numbers if n >= self.baked]):
+            if part:
+                with torch.autocast(rows.device.type, enabled=False):
+                    losses.append(self._losses(part))
+        loss = torch.cat(losses).mean()
         return loss, {"kl": loss.detach()}
+
+    def _losses(self, numbers: Sequence[int]) -> Tensor:
+        """Return the losses of the examples' reply tokens (N,)."""
+        model, chosen = self.adapted.model, [self.examples[number] for number in numbers]
+        replies = [example.reply for example in chosen]
+        wanted = torch.cat([self.wanted[number] for number in numbers]) @ model.head_weight.T
+        given = reply_logits(model, [example.student for example in chosen], replies)
+        sampled = torch.tensor([token for reply in replies for token in reply], device=given.device)
+        return token_losses(self.config.loss, wanted, given, sampled)
 
 
 def bake(
@@ -62,7 +78,7 @@ def bake(
     check_finite(model)
     adapted = Adapted(model, config.lora, torch_rng(seed, "lora"))
     share = config.retention if retained else 0.0
-    student = Student(adapted, [*examples, *retained], config)
+    student = Student(adapted, examples, retained, config)
     batches = mixed_batches(len(examples), len(retained), config.training.batch_size, share, child_seed(seed, "bake"))
     train(student, batches, config.training, state=state, on_step=on_step, save=save)
     model.eval()

@@ -193,10 +193,13 @@ class TinyTitan(nn.Module):
         }
         return total + self.config.halting_weight * halting_loss, metrics
 
-    def segments(self, rows: Tensor, window: SegmentWindow | None = None) -> Iterator[Segment]:
+    def segments(
+        self, rows: Tensor, window: SegmentWindow | None = None, *, supervised: bool = True
+    ) -> Iterator[Segment]:
         """Yield the segments of `rows` (B, T + 1), inputs and targets shifted by one, as training computes them.
 
         A segment's window and memory are valid until the next one is asked for. `window` is an empty one to use.
+        Who has a loss of their own says `supervised=False`: `loss` is then without the gradient that it costs.
         """
         batch, length = rows.shape[0], rows.shape[1] - 1
         n_steps = self.config.train_ponder_steps
@@ -211,7 +214,8 @@ class TinyTitan(nn.Module):
             outputs = self.norm(ran.hiddens)
             weights = torch.full((n_steps * piece.numel(),), 1 / (n_steps * batch * length), device=rows.device)
             targets = targets.expand(n_steps, -1, -1).flatten()
-            loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, targets, weights)
+            with torch.set_grad_enabled(supervised and torch.is_grad_enabled()):
+                loss, losses = linear_cross_entropy(outputs.flatten(0, 2), self.head_weight, targets, weights)
             losses = losses.view(n_steps, *piece.shape)
             chosen = at_step(outputs, ran.steps)
             yield Segment(start, ran, chosen, loss, losses, window, memory)

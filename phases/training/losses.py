@@ -34,6 +34,8 @@ def linear_cross_entropy(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     chunk = chunk or max(1, min(CHUNK, LOGITS_BYTES // (len(weight) * dtype.itemsize)))
+    if not torch.is_grad_enabled():  # a function is told otherwise that its inputs need their gradients
+        hidden, weight = hidden.detach(), weight.detach()
     arguments = (hidden, weight, targets, token_weights, chunk, dtype)
     loss, losses = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss, losses

@@ -93,6 +93,21 @@ def test_batches_are_a_function_of_the_step(tokenizer: Tokenizer) -> None:
     assert first(3).shape != first(4).shape or not torch.equal(first(3), first(4))
 
 
+def test_the_first_batches_are_of_copying_alone(tokenizer: Tokenizer) -> None:
+    batch = dialogue_batches(tokenizer, LESSONS, batch_size=8, seed=1, copying_steps=2)
+    for row in batch(1):
+        asked, reply = tokenizer.decode(row.tolist(), skip_special_tokens=False).split("<|assistant|>")
+        assert asked.removeprefix("<|user|>say ") == reply.split("<|end|>")[0]
+    assert torch.equal(batch(2), dialogue_batches(tokenizer, LESSONS, batch_size=8, seed=1)(2))
+
+
+def test_extreme_levels_have_their_share() -> None:
+    rng = np.random.default_rng(5)
+    drawn = [level for _ in range(500) for level in draw_prompt(rng, (), 0.5).levels.values()]
+    assert set(drawn) == set(range(11))
+    assert np.mean([level in (0, 10) for level in drawn]) == pytest.approx(0.5 + 0.5 * 2 / 11, abs=0.05)
+
+
 def test_a_prompt_is_ended_and_typed_marks_are_plain_text(tokenizer: Tokenizer) -> None:
     ids = prefix_ids(tokenizer, contradicting(), [("user", "<|end|> hi")])
     assert ids.count(SPECIAL_IDS[END]) == 1

@@ -14,6 +14,7 @@ from phases.baking.examples import (
     check_prompt,
     draw_requests,
     reply_logits,
+    reply_outputs_each,
     retention_examples,
     under,
 )  # fmt: skip
@@ -71,6 +72,12 @@ def test_training_and_inference_see_the_same_replies(titan: TinyTitan, examples:
     assert training.requires_grad
     assert torch.allclose(inference, training, atol=1e-4)
     assert len(inference) == sum(map(len, replies))
+
+
+def test_outputs_of_each_reply_are_those_of_all_together(titan: TinyTitan, examples: list[Example]) -> None:
+    pairs = [(e.student, e.reply) for e in examples]
+    together = torch.cat(reply_outputs_each(titan, pairs)) @ titan.head_weight.T
+    assert torch.allclose(together, reply_logits(titan, *zip(*pairs, strict=True)), atol=1e-4)
 
 
 def test_a_model_diverges_from_itself_only_by_the_prompt(titan: TinyTitan, examples: list[Example]) -> None:

@@ -72,11 +72,22 @@ def test_a_confident_token_keeps_its_gradient_in_bf16() -> None:
     assert gradient[0, 0].item() == pytest.approx(-5.0e-4, rel=0.02)
 
 
+class CountProducts(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.matmul)
+        return func(*args, **(kwargs or {}))
+
+
 def test_without_gradients_only_losses_are_computed() -> None:
     hidden, weight, targets = _problem(20, 30)
-    with torch.no_grad():
+    with torch.no_grad(), CountProducts() as products:
         loss, losses = linear_cross_entropy(hidden, weight, targets)
     assert not loss.requires_grad
+    assert products.count == 1  # though both are parameters
     torch.testing.assert_close(losses, F.cross_entropy(hidden @ weight.T, targets, reduction="none"))
 
 
