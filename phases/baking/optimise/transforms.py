@@ -1,4 +1,4 @@
-"""Other files of the same model: merged products, int8 with and without outlier channels apart, 8 and 4 bit weights.
+"""Other files of the same model: merged products, masks, int8 with and without outliers apart, 16, 8 and 4 bit weights.
 
 Outlier split (after LLM.int8(), Dettmers et al. 2022, with channels chosen once, by calibration): a few channels of a
 layer's input are far larger than the rest and would take the whole int8 range of a tensor; these go through a small
@@ -11,15 +11,27 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
+import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from phases.baking.optimise.session import Feeds, SessionSettings, graphs, open_session, read_model
+from phases.baking.optimise.masks import bounded_masks
+from phases.baking.optimise.rewriting import (
+    Floats,
+    drop_unused,
+    matrices,
+    observe,
+    products,
+    replace,
+    save,
+    store,
+    use_microsoft_operators,
+)
+from phases.baking.optimise.session import Feeds, graphs, read_model
+from phases.baking.optimise.static_int8 import int8_static
 from phases.bitnet.onnx_graph import MICROSOFT
 from phases.bitnet.packing import pack_bits
 
@@ -27,30 +39,27 @@ OUTLIERS = 8  # channels per layer
 WORTH = 2.5  # times that a layer's range must shrink without them
 BLOCK = 32  # columns to a scale, of weights in 8 or 4 bits
 _SPLIT = "outliers_of_"
-Floats = npt.NDArray[Any]
 Transform = Callable[[Path, Path, Sequence[Feeds]], None]
 
 
 def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     """Make one product of those that share an input (query, key and value), and split what it gives."""
     model = read_model(source)
-    weights = _matrices(model)
+    weights = matrices(model)
     groups = defaultdict[str, list[onnx.NodeProto]](list)
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            groups[node.input[0]].append(node)
+    for node in products(model, weights):
+        groups[node.input[0]].append(node)
     for number, nodes in enumerate(group for group in groups.values() if len(group) > 1):
         parts = [weights[node.input[1]] for node in nodes]
         names = f"merged_{number}", f"merged_{number}_sizes", f"merged_{number}_all"
         sizes = np.array([part.shape[1] for part in parts], np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(np.concatenate(parts, 1), names[0]))
-        model.graph.initializer.append(numpy_helper.from_array(sizes, names[1]))
+        store(model, {names[0]: np.concatenate(parts, 1), names[1]: sizes})
         made = [
             helper.make_node("MatMul", [nodes[0].input[0], names[0]], [names[2]], name=names[2]),
             helper.make_node("Split", [names[2], names[1]], [node.output[0] for node in nodes], axis=-1),
         ]
-        _replace(model, nodes, made)
-    _save(model, out)
+        replace(model, nodes, made)
+    save(model, out)
 
 
 def int8_dynamic(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
@@ -61,24 +70,16 @@ def int8_dynamic(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
 def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     """Quantise as `int8_dynamic` does, with the largest input channels of each layer left in fp32."""
     model = read_model(source)
-    weights = _matrices(model)
-    nodes = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
-    largest = _channel_maxima(source, model, sorted({node.input[0] for node in nodes}), calibration)
+    weights = matrices(model)
+    nodes = products(model, weights)
+    seen = observe(model, {node.input[0] for node in nodes}, calibration)
     excluded = list[str]()
     for number, node in enumerate(nodes):
-        channels = largest.get(node.input[0])
-        if channels is not None and len(channels) == len(weights[node.input[1]]) and _has_outliers(channels):
-            chosen = np.sort(np.argsort(channels)[-OUTLIERS:])
+        channels = seen.get(node.input[0])
+        if channels is not None and _has_outliers(channels.largest):
+            chosen = np.sort(np.argsort(channels.largest)[-OUTLIERS:])
             excluded.append(_split(model, node, weights[node.input[1]], chosen, number))
     _quantise(model, out, excluded)
-
-
-def int8_outliers_merged(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
-    """Quantise as `int8_outliers` does, after merging: what shares an input is then quantised once."""
-    with TemporaryDirectory() as folder:
-        merged = Path(folder) / "merged.onnx"
-        merge_products(source, merged, calibration)
-        int8_outliers(merged, out, calibration)
 
 
 def weights_8bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
@@ -91,50 +92,37 @@ def weights_4bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     _block_quantise(source, out, 4)
 
 
+def weights_bf16(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Store weights in bfloat16, which the runtime widens as it loads them: on x86 it has no products in bfloat16."""
+    model = read_model(source)
+    casts = list[onnx.NodeProto]()
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT:
+            name, short = tensor.name, f"{tensor.name}_bf16"
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16), short))
+            casts.append(helper.make_node("Cast", [short], [name], name=short, to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    save(model, out)
+
+
 TRANSFORMS: dict[str, Transform] = {
     "merged": merge_products,
+    "masks": bounded_masks,
     "int8": int8_dynamic,
     "int8_outliers": int8_outliers,
-    "int8_outliers_merged": int8_outliers_merged,
+    "int8_static": int8_static,
+    "weights_bf16": weights_bf16,
     "weights_8bit": weights_8bit,
     "weights_4bit": weights_4bit,
 }
-
-
-def _matrices(model: onnx.ModelProto) -> dict[str, Floats]:
-    return {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
-    }
 
 
 def _has_outliers(channels: Floats) -> bool:
     """Say whether a layer's range shrinks enough without its largest channels to pay for a product of their own."""
     ordered = np.sort(channels)
     return len(ordered) > 4 * OUTLIERS and bool(ordered[-1] > WORTH * ordered[-OUTLIERS - 1])
-
-
-def _channel_maxima(
-    source: Path, model: onnx.ModelProto, names: Sequence[str], calibration: Sequence[Feeds]
-) -> dict[str, Floats]:
-    """Return value -> largest |x| of each channel (the last axis) over the calibration feeds."""
-    known = {each.name for each in model.graph.input} | {each.name for each in model.graph.output}
-    watched = [name for name in names if name not in known]
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in watched)
-    maxima = dict[str, Floats]()
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "watched.onnx"
-        _save(probe, file)
-        session = open_session(file, SessionSettings(level="basic"))
-        for feeds in calibration:
-            for name, value in zip(watched, session.run(watched, feeds), strict=True):
-                if value.size:
-                    here = np.abs(value).reshape(-1, value.shape[-1]).max(0)
-                    maxima[name] = np.maximum(maxima[name], here) if name in maxima else here
-    return maxima
 
 
 def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen: Floats, number: int) -> str:
@@ -148,7 +136,7 @@ def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen:
         f"{prefix}_which": chosen.astype(np.int64),
         f"{prefix}_weight": weight[chosen],
     }
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
+    store(model, stored)
     few = f"{prefix}_few"
     made = [
         helper.make_node("Mul", [x, f"{prefix}_keep"], [f"{prefix}_x"]),
@@ -157,33 +145,17 @@ def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen:
         helper.make_node("MatMul", [f"{prefix}_picked", f"{prefix}_weight"], [few], name=few),
         helper.make_node("Add", [f"{prefix}_y", few], [node.output[0]]),
     ]
-    _replace(model, [node], made)
+    replace(model, [node], made)
     return few
-
-
-def _replace(model: onnx.ModelProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
-    """Put nodes where the first of the old ones was."""
-    outputs = {node.output[0] for node in old}
-    nodes = list[onnx.NodeProto]()
-    placed = False
-    for node in model.graph.node:
-        if node.output[0] not in outputs:
-            nodes.append(node)
-        elif not placed:
-            nodes.extend(new)
-            placed = True
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
 
 
 def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> None:
     del model.graph.value_info[:]  # shapes of another graph mislead the quantiser (onnxruntime issue 25890)
-    _drop_unused(model)
+    drop_unused(model)
     _declare_inner_products(model)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "source.onnx"
-        _save(model, file)
+        save(model, file)
         options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True, "EnableSubgraph": True}
         logging.disable(logging.WARNING)  # it warns of every type that it cannot infer; what it wrote is run anyway
         try:
@@ -210,38 +182,18 @@ def _declare_inner_products(model: onnx.ModelProto) -> None:
 def _block_quantise(source: Path, out: Path, bits: int) -> None:
     """Replace products with constant matrices by `MatMulNBits`, with a scale for each block of a row's columns."""
     model = read_model(source)
-    weights, most = _matrices(model), (1 << (bits - 1)) - 1
-    for node in [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]:
+    weights, most = matrices(model), (1 << (bits - 1)) - 1
+    for node in products(model, weights):
         matrix = weights[node.input[1]].T  # (N, K)
         rows, columns = matrix.shape
         blocks = np.pad(matrix, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
         scales = np.maximum(np.abs(blocks).max(2), 1e-12) / most  # (N, C)
         codes = np.rint(blocks / scales[:, :, None]).astype(np.int8).reshape(rows, -1)
         stored = {f"{node.input[1]}_b{bits}": pack_bits(codes, bits, BLOCK), f"{node.input[1]}_s{bits}": scales}
-        known = {tensor.name for tensor in model.graph.initializer}
-        for name, value in stored.items():
-            if name not in known:
-                model.graph.initializer.append(numpy_helper.from_array(value, name))
+        store(model, stored)
         made = helper.make_node("MatMulNBits", [node.input[0], *stored], list(node.output), domain=MICROSOFT)
         values = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
         made.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
-        _replace(model, [node], [made])
-    if all(opset.domain != MICROSOFT for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    _save(model, out)
-
-
-def _save(model: onnx.ModelProto, out: Path) -> None:
-    _drop_unused(model)
-    onnx.save(model, out)
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initialisers that no node reads, those in branches included."""
-    used = {each.name for each in model.graph.output}
-    used.update(name for graph in graphs(model) for node in graph.node for name in node.input)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    if len(kept) < len(model.graph.initializer):
-        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(copies)
+        replace(model, [node], [made])
+    use_microsoft_operators(model)
+    save(model, out)

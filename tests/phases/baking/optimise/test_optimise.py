@@ -68,7 +68,7 @@ def test_merged_products_compute_the_same(file: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours[0][0], theirs[0][0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "masks"])
 def test_every_transform_runs_and_is_close(name: str, file: Path, tmp_path: Path) -> None:
     out, feeds = tmp_path / "out.onnx", _feeds(file)
     TRANSFORMS[name](file, out, feeds)
