@@ -5,7 +5,7 @@ the other, a single pass through the stack cannot; several can, and a TinyTitan 
 thoughts, ponder step s at a place learns to predict token s of the thought that the model before had there, and the
 last steps the text behind it: the "vertical" chain of thought of Deng et al. 2023 (Implicit Chain of Thought Reasoning
 via Knowledge Distillation), with thoughts that nobody but the model itself wrote. Places are those where the thought
-made the next token likelier; all others learn the text at every step, as in training without thoughts.
+was of use; all others learn the text at every step, as in training without thoughts.
 
 Shapes: B rows, T tokens, S ponder steps, P places, n thought tokens.
 """
@@ -19,6 +19,8 @@ from phases.quietstar.measure import GREEDY
 from phases.quietstar.sources import sampled
 from phases.quietstar.thinker import Thinker
 from phases.training.losses import linear_cross_entropy
+
+WORTH = 0.1  # nats that a thought has to save of the next token; less is chance at most places
 
 
 class Internaliser(nn.Module):
@@ -44,7 +46,7 @@ class Internaliser(nn.Module):
         Places with a thought weigh as much together as the whole text, however few they are.
         """
         targets, thought = self.targets(rows)
-        segments = list(self.model.segments(rows))
+        segments = list(self.model.segments(rows, supervised=False))
         hiddens = torch.cat([segment.ran.hiddens for segment in segments], dim=2)
         losses = torch.cat([segment.losses for segment in segments], dim=2)
         weights = 1 / targets.numel() + thought / (len(targets) * thought.sum().clamp_min(1))
@@ -72,7 +74,7 @@ class Internaliser(nn.Module):
         config = teacher.config.model_copy(update={"parallel": 1, "lookahead": 1})
         seen = teacher.observe(rows, sampled(GREEDY), config)
         nll = teacher.nll(seen, torch.ones_like(seen.weight))[1][:, :, 0, 0]
-        helped = nll < seen.base_nll.gather(1, seen.positions)  # (B, P)
+        helped = nll < seen.base_nll.gather(1, seen.positions) - WORTH  # (B, P)
         targets = rows[:, 1:].repeat(n_steps, 1, 1)
         for step in range(n_steps - 1):
             token, is_thought = token_of(step, n_steps, seen.lengths)
