@@ -1,5 +1,6 @@
 """What agents that train have in common: checkpoints that they go on from, progress, gauges and a file of metrics."""
 
+import json
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from actors.agent import Agent
 from actors.metrics import StepGauges
 from phases import storage
 from phases.contract import ModelRef
+from phases.probes import RunFiles
 from phases.training.config import TrainingConfig
 from phases.training.loop import StepReport
 from phases.training.state import TrainState
@@ -29,14 +31,18 @@ class Trainer(Agent):
         return training.model_copy(update={"learning_rate": rate})
 
     def resumed(self, task: str, role: str, folder: str, training: TrainingConfig, work: Work) -> ModelRef:
-        """Do `work` from the newest good checkpoint of `role`, and return its model; `folder` is the phase's."""
+        """Do `work` from the newest good checkpoint of `role`, and return its model.
+
+        `folder` is the phase's, in the run unless it is absolute.
+        """
         torch.set_num_threads(training.threads)
 
         def passed_over(problem: str) -> None:
             Journal(self.run_uri).append("checkpoint_passed_over", role=role, problem=problem)
 
+        place = RunFiles(self.run_uri).path(folder)
         hours = math.inf if training.checkpoint_hours is None else training.checkpoint_hours
-        folder_of_role = storage.join(self.run_uri, f"{folder}/checkpoints/{role}")
+        folder_of_role = storage.join(place, "checkpoints", role)
         checkpoints = Checkpoints(folder_of_role, training.checkpoints_kept, 3600 * hours, on_damage=passed_over)
         newest = checkpoints.newest()
         gauges = StepGauges(self.phase, role)
@@ -48,7 +54,8 @@ class Trainer(Agent):
             self.report(task, step.step, training.steps, metrics)
             gauges.set(metrics)
             if step.step % every == 0 or step.step == training.steps:
-                self.log_metrics(f"{folder}/metrics.jsonl", {"task": role, "step": step.step} | metrics)
+                record = {"task": role, "step": step.step} | metrics
+                storage.append_line(storage.join(place, "metrics.jsonl"), json.dumps(record))
 
         def save(state: TrainState) -> None:
             checkpoints.save(state.step, state.to_files(), phase=self.phase, role=role)

@@ -1,9 +1,13 @@
 """The coordinator of phase 6: its seven steps as a dependency graph over nine agents.
 
 Validating the baked model, the graph's ablation and the candidates' files need nothing of one another and run side by
-side; so do memory and timing of what was chosen.
+side; so do memory and timing of what was chosen. What runs out of memory is done again in a fresh process, which holds
+nothing of earlier tasks, and training then keeps on disk what backward passes need: the bytes stay the same.
 """
 
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from actors.agent import Agent, Task
@@ -60,19 +64,45 @@ class BakingCoordinator:
 
     async def run(self) -> PhaseResult:
         """Return the result of the phase; a resumed one goes on from checkpoints and finished models."""
-        reports = await self.tasks.run_plan(*self.plan())
+        return await self._finished(self.run_uri, "")
+
+    async def run_models(self, runs: Mapping[str, str]) -> dict[str, PhaseResult]:
+        """Bake several models at once with the same nine agents; `runs` has by name what hands each one on.
+
+        Raises what the first of those that failed has raised, once all others are done.
+        """
+        done = await asyncio.gather(*(self._finished(run, name) for name, run in runs.items()), return_exceptions=True)
+        results = dict[str, PhaseResult]()
+        for name, result in zip(runs, done, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            results[name] = result
+        return results
+
+    async def _finished(self, run: str, model: str) -> PhaseResult:
+        reports = await self.tasks.run_plan(*self.plan(run), model=model)
         result: PhaseResult = reports["finish"]
         return result
 
-    def plan(self) -> tuple[list[Task], dict[str, Role]]:
-        """Return the tasks and the agents that they need."""
-        order = Order(self.run_uri, rundir.handed_on(self.run_uri, "baking"), self.config.baking, self.config.seed)
+    def plan(self, run: str | None = None) -> tuple[list[Task], dict[str, Role]]:
+        """Return the tasks for the model that `run` (default: this one) hands on, and the agents that they need."""
+        run = self.run_uri if run is None else run
+        order = Order(run, rundir.handed_on(run, "baking"), self.config.baking, self.config.seed)
+        frugal = replace(order, frugal=True)
         tasks = [
-            Task(work, agent.__name__, method, {"order": order}, after, resumes=work in ("instruct", "bake"))
+            Task(
+                work,
+                agent.__name__,
+                method,
+                {"order": order},
+                after,
+                fallback={"order": frugal},
+                resumes=work in ("instruct", "bake"),
+            )
             for work, (agent, method, after) in _GRAPH.items()
         ]
-        arguments = {"order": order, "start": self.start}
-        tasks.append(Task("finish", Coordinator.__name__, "finish", arguments, after=("audit",)))
+        arguments, fallback = ({"order": each, "start": self.start} for each in (order, frugal))
+        tasks.append(Task("finish", Coordinator.__name__, "finish", arguments, after=("audit",), fallback=fallback))
         resources = self.config.ray
         roles = {agent.__name__: Role(agent, 0 if agent is Coordinator else 1) for agent in _AGENTS}
         trainer = Role(ModelOptimizer, resources.cpus_per_trainer, resources.gpus_per_trainer)

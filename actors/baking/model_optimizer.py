@@ -42,7 +42,7 @@ class ModelOptimizer(Trainer):
         return self.resumed(
             task,
             role,
-            FOLDER,
+            FOLDER if order.run == self.run_uri else order.path(FOLDER),
             training,
             lambda state, save, on_step: work(given, state=state, save=save, on_step=on_step),
         )

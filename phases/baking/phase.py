@@ -7,6 +7,7 @@ baked model and packing it are in `tuning.py`, judging it in `judge.py`.
 import io
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ from phases.probes import RunFiles
 from phases.rundir import CORPUS as CORPUS_FOLDER
 from phases.seeds import child_seed
 from phases.training.loop import StepReport, train
+from phases.training.spill import spilled
 from phases.training.state import TrainState
 
 STEERABLE, MODEL, STATE = f"{FOLDER}/steerable", f"{FOLDER}/model", f"{FOLDER}/baked_model.pt"
@@ -44,6 +46,7 @@ class Order:
     parent: ModelRef
     config: BakingConfig
     seed: int
+    frugal: bool = False  # train in less memory: slower, and the same bytes
 
     @property
     def lessons(self) -> dict[str, Lesson]:
@@ -58,6 +61,10 @@ class Order:
     def path(self, relative: str) -> str:
         """Return where a path of the run is; what is absolute stays so."""
         return RunFiles(self.run).path(relative)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Return the context that training runs in."""
+        return spilled() if self.frugal else nullcontext()
 
     def open(self, relative: str) -> LoadedModel:
         """Return a model of the run."""
@@ -96,7 +103,8 @@ def instruct(order: Order, *, state: TrainState | None, save: Save, on_step: OnS
         text=_text(order),
         text_share=config.text_share,
     )
-    train(pupil, batches, training, state=state, on_step=on_step, save=save)
+    with order.memory():
+        train(pupil, batches, training, state=state, on_step=on_step, save=save)
     return _write(order, STEERABLE, dict(loaded.model.state_dict()), loaded, order.parent.sha256)
 
 
@@ -112,7 +120,8 @@ def bake_model(order: Order, *, state: TrainState | None, save: Save, on_step: O
     examples = baking_examples(teacher.model, teacher.tokenizer, order.prompt, asked, order.seed)
     others = asked[: math.ceil(config.trajectories * config.retention)]
     retained = retention_examples(teacher.model, teacher.tokenizer, order.lessons, others, order.prompt, order.seed)
-    adapted = bake(student.model, examples, retained, config, order.seed, state=state, save=save, on_step=on_step)
+    with order.memory():
+        adapted = bake(student.model, examples, retained, config, order.seed, state=state, save=save, on_step=on_step)
     tensors = adapted.merged(config.strength)
     baked = adapted.plain(config.strength)
     before, after = (divergence(teacher.model, model, examples[:64]) for model in (teacher.model, baked))
