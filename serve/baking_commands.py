@@ -153,13 +153,20 @@ def chat(
 
     Example: forge chat baked --say "compute 12 * 31" --json
     """
+    from phases.baking.examples import check_prompt
+    from phases.baking.prompt_baking import check_finite
     from phases.baking.talk import Talk, tools_for
     from phases.cognate.loading import load_model
     from phases.modeldir import find_model
 
-    if say is not None and not say.strip():
-        raise ConfigError.of("--say", say, "is empty", "say something")
+    given = {field: text for field, text in (("--say", say), ("--system", system)) if text is not None}
+    for field, text in given.items():
+        if not text.strip():
+            raise ConfigError.of(field, text, "is empty", "say something, or leave it out")
     loaded = load_model(find_model(model))
+    check_finite(loaded.model)
+    for field, text in given.items():
+        check_prompt(text, loaded.tokenizer, loaded.model, field)
     with TemporaryDirectory() as folder, tools_for(Path(folder), notes, search_url) as box:
         talk = Talk(loaded.model, loaded.tokenizer, box, system, temperature)
         for said in [say] if say is not None else _lines():
@@ -199,6 +206,8 @@ def optimize(
 ) -> None:
     """Make a model faster or smaller for this machine, and keep only what a measurement has shown.
 
+    A model of ours becomes one ONNX file first, with its ponder loop in the graph, and is timed on reading 32 tokens
+    (--size T=64 for 64) beside torch; the chosen file reads on from piece to piece as the model does.
     Tries what the runtime makes of the graph (each of its fusions left out once), merged products, int8 with and
     without outlier channels apart, and 8 and 4 bit weights. All are timed in turns by CPU time on one thread, against
     the fastest full-precision setting there is. The table shows everything that was tried; * marks the Pareto front.

@@ -78,14 +78,14 @@ def _sampled(teacher: TinyTitan, pairs: Sequence[tuple[list[int], list[int]]], s
     return [Example(tuple(a), tuple(b), tuple(reply)) for (a, b), reply in zip(pairs, replies, strict=True)]
 
 
-def check_prompt(text: str, tokenizer: Tokenizer, model: TinyTitan) -> None:
+def check_prompt(text: str, tokenizer: Tokenizer, model: TinyTitan, field: str = "prompt") -> None:
     """Raise `ConfigError` where a prompt is empty, or so long that a reply would no longer see all of it."""
     if not text.strip():
-        raise ConfigError.of("prompt", text, "is empty", "say what is to be baked")
+        raise ConfigError.of(field, text, "is empty", "say what is to be baked")
     tokens, room = len(prefix_ids(tokenizer, None, [("system", text)])), 2 * model.config.segment_len - REPLY_ROOM
     if tokens > room:
         fix = f"use at most {room}: attention reaches over {2 * model.config.segment_len} tokens, reply included"
-        raise ConfigError.of("prompt", f"{text[:40]}...", f"is {tokens} tokens", fix)
+        raise ConfigError.of(field, f"{text[:40]}...", f"is {tokens} tokens", fix)
 
 
 def reply_outputs(model: TinyTitan, prefixes: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Tensor:

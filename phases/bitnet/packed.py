@@ -87,7 +87,7 @@ def pack(model: TinyTitan) -> PackedModel:
     matrices, vectors = dict[str, Matrix](), dict[str, Tensor]()
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise ArtifactError(f"{name} has values that are not finite; nothing was exported")
+            raise ArtifactError(f"{name} has values that are not finite; start from a model that is sound")
         if name in names:
             matrices[name] = _to_cpu(quantised.get(name, tensor))
         else:

@@ -23,7 +23,7 @@ class ToolSpec(Settings):
         try:
             Draft202012Validator.check_schema(parameters)
         except SchemaError as error:
-            where = "/".join(map(str, error.absolute_path)) or "parameters"
+            where = ".".join(map(str, ("parameters", *error.absolute_path)))
             raise ConfigError.of(where, error.instance, error.message, "write a JSON Schema (draft 2020-12)") from error
         if parameters.get("type") != "object" or not isinstance(parameters.get("properties"), dict):
             fix = 'write {"type": "object", "properties": {...}}'
