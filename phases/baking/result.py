@@ -10,12 +10,13 @@ from phases.baking.persona import TRAITS
 from phases.baking.phase import MODEL, STATE, STEERABLE, Order
 from phases.baking.probes import behaviour_probe
 from phases.baking.tuning import PACKAGE
-from phases.baking.validation.availability import lower_bound
+from phases.baking.validation.availability import lower_bound, runs_needed
 from phases.contract import Baseline, Claim, PhaseResult
 from phases.probes import RunFiles, claim, measure
 from phases.quietstar.loading import can_think
 
 SUMMARY, COORDINATION, RECOVERY = "baking_summary.json", "agent_coordination_log.json", "error_recovery_log.json"
+RELIABILITY = "baking/reliability_percent"
 _DOCUMENTED = {"helpfulness": "helpfulness_score", "creativity": "creativity_score", "precision": "precision_score"}
 
 
@@ -34,9 +35,10 @@ def finish(
     end = datetime.now(start.tzinfo)
     minutes = (end - start).total_seconds() / 60
     refused = {f"{each.agent}: {what}": why for each in evidence if _gates(each) for what, why in each.rejected.items()}
-    metrics = _metrics(claims, order, evidence, minutes, len(coordination), len(recoveries), not refused)
+    reliable = reliability(coordination, recoveries)
+    metrics = _metrics(claims, order, evidence, minutes, reliable, not refused)
     written: dict[str, Any] = {
-        SUMMARY: _summary(order, evidence, metrics, claims, refused),
+        SUMMARY: _summary(order, evidence, metrics, claims, refused) | {"results": [reliable]},
         COORDINATION: list(coordination),
         RECOVERY: list(recoveries),
     }
@@ -97,8 +99,28 @@ def _claims(files: RunFiles, order: Order) -> list[Claim]:
     ]
 
 
+def reliability(coordination: Sequence[Mapping[str, Any]], recoveries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the phase's tasks show of its reliability, with the sample that it rests on.
+
+    A run is an attempt at a task that has ended. The percentage is the lower 95% bound, so that "99.9%" takes 2,996
+    of them without a failure.
+    """
+    failures = len(recoveries)
+    n = failures + sum(entry["kind"] == "task_finished" for entry in coordination)
+    value = 100 * lower_bound(n, failures)
+    text = f"at least {value:.2f}% of attempts at tasks succeed: {failures} of {n} failed"
+    if not failures and n < runs_needed(0.999):
+        text += f"; 99.9% takes {runs_needed(0.999):,} clean runs"
+    return {"key": RELIABILITY, "value": value, "unit": "%", "n": n, "failures": failures, "text": text}
+
+
 def _metrics(
-    claims: list[Claim], order: Order, evidence: list[Evidence], minutes: float, events: int, failures: int, ready: bool
+    claims: list[Claim],
+    order: Order,
+    evidence: list[Evidence],
+    minutes: float,
+    reliable: Mapping[str, Any],
+    ready: bool,
 ) -> dict[str, float]:
     done = {each.agent for each in evidence} | {"BakingCoordinator"}
     values = {made.key: made.value for made in claims}
@@ -113,7 +135,8 @@ def _metrics(
         "ready_for_adas": float(ready),
         "baking/processing_time_min": minutes,
         "baking/largest_trait_error": max(traits),
-        "baking/reliability_percent": 100 * lower_bound(events, failures),
+        RELIABILITY: reliable["value"],
+        "baking/attempts": reliable["n"],
         **{f"baking/agent_completion/{agent}": float(agent in done) for agent in AGENTS},
     }
 
@@ -127,7 +150,7 @@ def _summary(
         "persona_traits": order.config.persona.targets,
         "steps": {step: [each.agent for each in evidence if each.step == step] for step in STEPS},
         "metrics": metrics,
-        "claims": [made.model_dump(mode="json", exclude={"probe"}) for made in claims],
+        "claims": [made.model_dump(mode="json") for made in claims],
         "refused": refused,
         "evidence": [each.model_dump(mode="json") for each in evidence],
     }

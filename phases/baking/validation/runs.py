@@ -30,7 +30,8 @@ def audit_run(path: Path, *, remeasure: bool = True) -> Report:
             found = [finding for claim in result.claims for finding in _measure_again(files, claim, phase)]
             claims = {"claims measured again": len(result.claims)}
             parts.append(Report(path=phase, kind="run", checked=claims, findings=tuple(found)))
-    parts.extend(audit_report(log) for log in sorted(path.glob("*/error_recovery_log.json")))
+    for name in ("baking_summary.json", "error_recovery_log.json"):
+        parts.extend(audit_report(report) for report in sorted(path.glob(f"*/{name}")))
     return merge(str(path), "run", parts)
 
 
