@@ -107,12 +107,34 @@ def task_of(point: Point) -> str:
             return f"{phase}/{task}"
         case "evaluate", [role]:
             return f"cognate/evaluate {role}"
+        case "checkpoint", [("instruct" | "bake") as task, _]:
+            return f"baking/{task}"
         case "checkpoint", [role, _]:
             return f"cognate/train {role}"
         case "write", ["02_evomerge", *_]:
             return "evomerge/evolve"
+        case "write", ["06_baking", *path]:
+            return f"baking/{_baking_task(path)}"
         case "write", [folder, "checkpoints" | "models", role, *_]:
             return f"{folder.partition('_')[2]}/train {role}"
         case (("measure" | "evaluator.send"), _):
             return "evomerge/evolve"
     return ""
+
+
+def _baking_task(path: Sequence[str]) -> str:
+    """Return the task of phase 6 that writes a file."""
+    match path:
+        case ["checkpoints", role, *_]:
+            return role
+        case ["evidence", name]:
+            work = name.removesuffix(".json").partition("-")[2]
+            return "measure memory" if work == "measure" else work
+        case ["steerable", *_]:
+            return "instruct"
+        case ["model" | "baked_model.pt", *_]:
+            return "bake"
+        case ["optimised", *_]:
+            return "package"
+        case _:
+            return "finish"
