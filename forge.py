@@ -318,8 +318,8 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions and seeds.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Print the bare names, one a line.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the raw samples.")] = Path("bench-results"),
-    faults: Annotated[int | None, typer.Option(help="Of chaos: faults per seed.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of chaos: the one seed, instead of three.")] = None,
+    faults: Annotated[int | None, typer.Option(help="Of chaos: faults per seed; of baking_faults: in all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of chaos: the one seed, instead of 3; of baking_faults.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure ratios against baselines of the same run. Exit code 1 where a figure falls short of its goal."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import ray
 import torch
 
 from actors.agent import NAMESPACE
+from actors.baking.baking_coordinator import BakingCoordinator as BakingCoordinatorAgent
 from coordinators.baking import BakingCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.phase import RunContext
 from coordinators.schedule import check_plan
+from coordinators.tracking import PipelineLogger
 from phases import modeldir, rundir, storage
 from phases.baking.config import (
     BakingConfig,
@@ -26,6 +30,8 @@ from phases.baking.config import (
 from phases.baking.evidence import AGENTS, FOLDER, STEPS
 from phases.baking.instruct import dialogue_tokenizer
 from phases.baking.lessons import LESSONS
+from phases.baking.result import RELIABILITY
+from phases.baking.validation.reports import audit_report
 from phases.cognate.loading import model_config
 from phases.cognate.memory import MemoryConfig
 from phases.cognate.titan import TinyTitan, TitanConfig
@@ -99,6 +105,61 @@ def test_it_runs_only_where_it_is_named() -> None:
     assert "baking" in PipelineConfig(name="test", phases=("cognate", "baking")).phases
 
 
+def _assert_documented(run: Path, result: PhaseResult, summary: dict[str, Any]) -> None:
+    """The artifacts and the W&B keys that the documents name are there, and the same reliability is told everywhere."""
+    files = {"baking_summary.json", "agent_coordination_log.json", "error_recovery_log.json"}
+    assert result.artifacts.keys() >= {"baked_model", *files}
+    assert all((run / path).exists() for path in result.artifacts.values())
+    rundir.write_result(str(run), result)
+    with PipelineLogger(str(run), CONFIG) as logger:
+        logger.on_event({"kind": "phase_started", "phase": "baking"})
+        logger.on_event({"kind": "phase_finished", "phase": "baking"})
+        assert logger.mode == "offline"  # nothing has failed
+    (stated,) = summary["results"]
+    assert stated["value"] == summary["metrics"][RELIABILITY] == result.metrics[RELIABILITY] < 99.9
+    assert (stated["n"], stated["failures"]) == (12, 0)
+    assert not audit_report(run / FOLDER / "baking_summary.json").findings
+    scores = ("tool_accuracy", "persona_coherence", "helpfulness_score", "creativity_score", "precision_score")
+    keys = [*scores, "processing_time_min", "reliability_percent", *(f"agent_completion/{name}" for name in AGENTS)]
+    data = recorded(run, b"baking_summary.json")
+    for key in (*(f"baking/{key}" for key in keys), "baked_model", *files):
+        assert key.encode() in data, key
+
+
+def recorded(run: Path, key: bytes) -> bytes:
+    """Return the run's W&B file once `key` is in it; it is written by a process of its own."""
+    data = b""
+    for _ in range(100):
+        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+        if key in (data := file.read_bytes()):
+            break
+        time.sleep(0.1)
+    return data
+
+
+def test_the_log_waits_for_what_the_journal_has_not_got_yet(tmp_path: Path) -> None:
+    """What is noted is put up to 100 ms later; what a task's start follows is there when that is."""
+    run, journal, agent = str(tmp_path), Journal(str(tmp_path)), BakingCoordinatorAgent(str(tmp_path), "baking", "x")
+    for task in ("audit", "one/audit", "finish"):
+        journal.note("task_finished" if "audit" in task else "task_started", phase="baking", task=task, agent="x")
+    assert [event.data["task"] for event in agent._told("finish")] == ["audit", "finish"]
+    assert Journal(run).read()
+
+
+def test_the_log_is_not_written_without_the_last_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.baking.baking_coordinator._NOTED_SECONDS", 0.2)
+    Journal(str(tmp_path)).append("task_started", phase="baking", task="audit", agent="x")
+    with pytest.raises(TimeoutError, match="has not got its start"):
+        BakingCoordinatorAgent(str(tmp_path), "baking", "x")._told("finish")
+
+
+def test_every_task_says_what_to_do_where_memory_does_not_suffice(tmp_path: Path) -> None:
+    for task in _coordinator(_run(tmp_path)).plan()[0]:
+        assert task.fallback is not None
+        assert task.fallback["order"] == replace(task.arguments["order"], frugal=True)
+        assert task.fallback.keys() == task.arguments.keys()
+
+
 @pytest.mark.slow
 def test_nine_agents_do_the_seven_steps_though_one_is_killed(tmp_path: Path, ray_cluster: None) -> None:
     undisturbed, disturbed = _run(tmp_path / "a"), _run(tmp_path / "b")
@@ -108,6 +169,8 @@ def test_nine_agents_do_the_seven_steps_though_one_is_killed(tmp_path: Path, ray
     assert all(summary["steps"][step] for step in STEPS[:-1])
     log = json.loads((tmp_path / "a" / FOLDER / "agent_coordination_log.json").read_text())
     assert {entry["agent"] for entry in log} == set(AGENTS)
+    assert sum(entry["kind"] == "task_finished" for entry in log) == 12  # all but the task that writes it
+    _assert_documented(tmp_path / "a", result, summary)
 
     killed = list[str]()
 

@@ -1,6 +1,7 @@
 """Phase 6 on a tiny model, function by function: what it writes, what its probes find again, what it refuses."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def test_the_phase_from_hand_off_to_result(tmp_path: Path, titan: TinyTitan, tok
     baked = load_model(str(tmp_path / MODEL)).model.state_dict()
     assert all(torch.equal(state[name], baked[name]) for name in baked)
     assert modeldir.is_model(str(tmp_path / STEERABLE))
+
+
+def test_less_memory_gives_the_same_bytes(tmp_path: Path, titan: TinyTitan, tokenizer: Tokenizer) -> None:
+    short = TRAINING.model_copy(update={"steps": 3})
+    instruction = CONFIG.instruction.model_copy(update={"training": short})
+    baking = CONFIG.prompt_baking.model_copy(update={"training": short, "trajectories": 16})
+    config = CONFIG.model_copy(update={"instruction": instruction, "prompt_baking": baking})
+    orders = [_order(str(tmp_path / name), titan, tokenizer, config) for name in ("plenty", "little")]
+    assert _train(orders[0]).sha256 == _train(replace(orders[1], frugal=True)).sha256
 
 
 def test_what_is_wrong_is_said_before_work_starts(tmp_path: Path, titan: TinyTitan, tokenizer: Tokenizer) -> None:
