@@ -32,7 +32,7 @@ from phases.seeds import child_seed
 from recovery.faults import Fault, Kind, Point, draw
 from recovery.journal import Event
 
-_FAULTS, _QUICK_FAULTS, _PER_RUN, _MESSAGE_FAULTS = 1000, 27, 200, 10
+_FAULTS, _QUICK_FAULTS, _PER_RUN, _MESSAGE_FAULTS = 1000, 54, 200, 10
 _LIMIT_SECONDS = 3600.0  # of a run; one that takes longer has failed
 _SLOW_SECONDS = 0.5
 _BUDGETS = (
@@ -97,7 +97,7 @@ class _Tally:
 
 
 def run(quick: bool, faults: int | None = None, seed: int = 0) -> list[Figure]:
-    """Strike the phase with so many faults, at most 200 a run (default: 1,000; quickly, 27)."""
+    """Strike the phase with so many faults, at most 200 a run (default: 1,000; quickly, 54)."""
     count = (_QUICK_FAULTS if quick else _FAULTS) if faults is None else faults
     if count < 1:
         raise ConfigError.of("--faults", count, "nothing to do", "give at least 1")
@@ -165,7 +165,7 @@ def _configuration(folder: Path, seed: int) -> tuple[str, ...]:
 
 def _execute(folder: Path, faults: Sequence[Fault], config: tuple[str, ...]) -> Outcome:
     folder.mkdir()
-    outcome = ChaosRun(folder, list(faults), config).execute(_LIMIT_SECONDS)
+    outcome = ChaosRun(folder, list(faults), config, nodes=1, cpus=4).execute(_LIMIT_SECONDS)
     if not faults and not outcome.ended:
         raise TimeoutError(f"the undisturbed run was not at its end after {_LIMIT_SECONDS:g} s")
     outcome.hashes = artifacts(folder / "run")

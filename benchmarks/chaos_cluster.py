@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 from recovery.faults import ENVIRONMENT
 
 _STORE_BYTES = 100 << 20
-_START_SECONDS = 180  # until nodes know of each other; machines may be busy
+_START_SECONDS = 600  # until nodes know of each other; machines may be busy
 _CPUS_PER_NODE = 2
 _NODES = 2  # besides the head, which holds no CPUs: Ray does not outlive its head
 _CONFIG = {
@@ -37,9 +37,10 @@ _CONFIG = {
 
 
 class LocalCluster:
-    """A head and two nodes, up inside a `with` block. `folder` has the plan that its processes follow."""
+    """A head and some nodes, up inside a `with` block. `folder` has the plan that its processes follow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = _NODES, cpus: int = _CPUS_PER_NODE) -> None:
+        self._nodes, self._cpus = nodes, cpus
         self._mark = f"{ENVIRONMENT}={folder}".encode()
         self._folder = str(folder)
         self._starting = list[threading.Thread]()
@@ -57,8 +58,8 @@ class LocalCluster:
             self._add(num_cpus=0, include_dashboard=False, _system_config=_CONFIG)
             self._address = str(self._cluster.address)
             self._head = next(pid for pid in self.processes() if _is_raylet(pid))
-            for _ in range(_NODES):
-                self._add(num_cpus=_CPUS_PER_NODE)
+            for _ in range(self._nodes):
+                self._add(num_cpus=self._cpus)
             self._await_nodes()
         except BaseException:
             self.__exit__()
@@ -127,7 +128,7 @@ class LocalCluster:
 
     def _replace(self) -> None:
         """Start a node beside whatever else goes on."""
-        thread = threading.Thread(target=self._add, kwargs={"num_cpus": _CPUS_PER_NODE})
+        thread = threading.Thread(target=self._add, kwargs={"num_cpus": self._cpus})
         thread.start()
         self._starting.append(thread)
 
@@ -141,7 +142,7 @@ class LocalCluster:
 
     def _await_nodes(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while len(self._cluster.global_state._live_node_ids()) <= _NODES:
+        while len(self._cluster.global_state._live_node_ids()) <= self._nodes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the nodes of the cluster are not up after {_START_SECONDS} s")
             time.sleep(0.1)

@@ -64,7 +64,8 @@ class Outcome:
 class ChaosRun:
     """A run in `folder`/run with the side folder `folder`/faults, on a cluster of its own."""
 
-    def __init__(self, folder: Path, faults: list[Fault], config: tuple[str, ...] = CONFIG) -> None:
+    def __init__(self, folder: Path, faults: list[Fault], config: tuple[str, ...] = CONFIG, **cluster: int) -> None:
+        self._cluster = cluster  # nodes, and CPUs of each
         self.run, self.config = folder / "run", config
         self.log = FaultLog(folder / "faults")
         self.log.write_plan(str(self.run), faults)
@@ -73,7 +74,7 @@ class ChaosRun:
     def execute(self, limit: float) -> Outcome:
         """Run to the end, for `limit` seconds at most."""
         outcome = Outcome(planned=self.log.plan()[1])
-        with LocalCluster(self.log.folder) as cluster:
+        with LocalCluster(self.log.folder, **self._cluster) as cluster:
             start = time.monotonic()
             self._drive(cluster, outcome, start + limit)
             outcome.seconds = time.monotonic() - start

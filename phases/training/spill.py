@@ -33,10 +33,9 @@ def spilled(folder: str | None = None) -> Iterator[None]:
 def _mapped(tensor: Tensor, folder: str | None) -> Tensor:
     """Return a copy whose memory is a file."""
     size = tensor.element_size()
-    before = min(tensor.data_ptr() % _LINE // size, tensor.storage_offset())
-    extent = (
-        before + 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    )
+    before = min(tensor.data_ptr() % _LINE // size, int(tensor.storage_offset()))
+    lengths, strides = tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride()))
+    extent = before + 1 + sum((n - 1) * stride for n, stride in zip(lengths, strides, strict=True))
     source = tensor.detach().as_strided((extent,), (1,), tensor.storage_offset() - before)
     descriptor, path = tempfile.mkstemp(prefix="spilled-", dir=folder)
     try:
@@ -45,4 +44,4 @@ def _mapped(tensor: Tensor, folder: str | None) -> Tensor:
     finally:
         os.close(descriptor)
         os.unlink(path)
-    return copy.copy_(source).as_strided(tensor.shape, tensor.stride(), before)
+    return copy.copy_(source).as_strided(lengths, strides, before)

@@ -1,6 +1,7 @@
 """Spilled training: the same bits as in memory, what is saved is in files, and none is left."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def _trained() -> dict[str, Tensor]:
 def test_the_bits_are_those_of_training_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, from_file = list[int](), torch.from_file
 
-    def counted(path: str, *, size: int, **options: object) -> Tensor:
+    def counted(path: str, *, size: int, **options: Any) -> Tensor:
         made.append(size)
         assert Path(path).parent == tmp_path
         return from_file(path, size=size, **options)
