@@ -9,6 +9,7 @@ import csv
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,30 @@ from tokenizers import Tokenizer
 
 from phases import storage
 from phases.baking.optimise.session import Feeds
-from phases.bitnet.onnx_graph import IR_VERSION, OPSET, Graph
+from phases.bitnet.onnx_graph import IR_VERSION, Graph
 from phases.errors import ArtifactError
 
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_WIDTH, _HIDDEN, _HEADS, _LAYERS, _WORDS, _PLACES = 384, 1536, 12, 6, 30522, 512
+_WORDS, _PLACES = 30522, 512
 _EPS = 1e-12
+OPSET = 20  # NNCF 3.4 writes quantisers for 21 that no runtime takes
 Weights = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a BERT."""
+
+    width: int
+    layers: int
+    heads: int = 12
+
+    @property
+    def hidden(self) -> int:
+        return 4 * self.width
+
+
+MINILM, BASE = Shape(384, 6), Shape(768, 12)
 
 
 def package() -> Path | None:
@@ -43,29 +61,30 @@ def package() -> Path | None:
     return folder
 
 
-def weights(folder: Path | None) -> Weights:
+def weights(folder: Path | None, shape: Shape = MINILM) -> Weights:
     """Return the weights by their published names, or random ones of the same shapes."""
     if folder is not None:
         return dict(load_file(folder / "model.safetensors"))
     rng = np.random.default_rng(0)
-    shapes = {"word": _WORDS, "position": _PLACES, "token_type": 2}
-    made = {f"embeddings.{name}_embeddings.weight": (rows, _WIDTH) for name, rows in shapes.items()}
-    for layer in range(_LAYERS):
+    rows_of = {"word": _WORDS, "position": _PLACES, "token_type": 2}
+    width = shape.width
+    made = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in rows_of.items()}
+    for layer in range(shape.layers):
         base = f"encoder.layer.{layer}"
-        matrices = {f"attention.self.{name}": (_WIDTH, _WIDTH) for name in ("query", "key", "value")}
-        matrices |= {"attention.output.dense": (_WIDTH, _WIDTH), "intermediate.dense": (_HIDDEN, _WIDTH)}
-        matrices |= {"output.dense": (_WIDTH, _HIDDEN)}
-        made |= {f"{base}.{name}.weight": shape for name, shape in matrices.items()}
-    drawn: Weights = {name: (0.05 * rng.standard_normal(shape)).astype(np.float32) for name, shape in made.items()}
+        matrices = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+        matrices |= {"attention.output.dense": (width, width), "intermediate.dense": (shape.hidden, width)}
+        matrices |= {"output.dense": (width, shape.hidden)}
+        made |= {f"{base}.{name}.weight": size for name, size in matrices.items()}
+    drawn: Weights = {name: (0.05 * rng.standard_normal(size)).astype(np.float32) for name, size in made.items()}
     drawn |= {name.replace(".weight", ".bias"): np.zeros(len(w), np.float32) for name, w in drawn.items()}
-    norms = [f"encoder.layer.{layer}.{part}output" for layer in range(_LAYERS) for part in ("", "attention.")]
+    norms = [f"encoder.layer.{layer}.{part}output" for layer in range(shape.layers) for part in ("", "attention.")]
     for name in ("embeddings", *norms):
-        drawn |= {f"{name}.LayerNorm.weight": np.ones(_WIDTH, np.float32)}
-        drawn |= {f"{name}.LayerNorm.bias": np.zeros(_WIDTH, np.float32)}
+        drawn |= {f"{name}.LayerNorm.weight": np.ones(width, np.float32)}
+        drawn |= {f"{name}.LayerNorm.bias": np.zeros(width, np.float32)}
     return drawn
 
 
-def write(path: Path, stored: Weights) -> None:
+def write(path: Path, stored: Weights, shape: Shape = MINILM) -> None:
     """Write the encoder with mean pooling: ids and mask (B, S) to sentence embeddings (B, D)."""
     g = Graph()
     word, position = (g.store(f"{n}.table", stored[f"embeddings.{n}_embeddings.weight"]) for n in ("word", "position"))
@@ -76,30 +95,31 @@ def write(path: Path, stored: Weights) -> None:
     mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
     away = g.op("Mul", g.op("Sub", g.constant(np.array(1, np.float32)), mask), g.constant(np.array(-1e9, np.float32)))
     away = g.op("Unsqueeze", away, g.ints(1, 2))
-    for layer in range(_LAYERS):
-        x = _layer(g, stored, x, away, f"encoder.layer.{layer}")
+    for layer in range(shape.layers):
+        x = _layer(g, stored, x, away, f"encoder.layer.{layer}", shape)
     wide = g.op("Unsqueeze", mask, g.ints(2))
     total = g.op("ReduceSum", g.op("Mul", x, wide), g.ints(1), keepdims=0)
     g.nodes.append(helper.make_node("Div", [total, g.op("ReduceSum", wide, g.ints(1), keepdims=0)], ["embedding"]))
     inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["B", "S"]) for n in ("input_ids", "attention_mask")]
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", _WIDTH])]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", shape.width])]
     model = helper.make_model(
         g.proto("minilm", inputs, outputs), opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
     onnx.save(model, path)
 
 
-def _layer(g: Graph, stored: Weights, x: str, away: str, base: str) -> str:
-    shape, swap = g.ints(0, 0, _HEADS, _WIDTH // _HEADS), [0, 2, 1, 3]
+def _layer(g: Graph, stored: Weights, x: str, away: str, base: str, shape: Shape) -> str:
+    size, swap = shape.width // shape.heads, [0, 2, 1, 3]
+    split = g.ints(0, 0, shape.heads, size)
     heads = [
-        g.op("Reshape", _linear(g, stored, x, f"{base}.attention.self.{n}"), shape) for n in ("query", "key", "value")
+        g.op("Reshape", _linear(g, stored, x, f"{base}.attention.self.{n}"), split) for n in ("query", "key", "value")
     ]
     q, k, v = (
         g.op("Transpose", head, perm=order) for head, order in zip(heads, (swap, [0, 2, 3, 1], swap), strict=True)
     )
-    scale = g.constant(np.array((_WIDTH // _HEADS) ** -0.5, np.float32))
+    scale = g.constant(np.array(size**-0.5, np.float32))
     p = g.op("Softmax", g.op("Add", g.op("Mul", g.op("MatMul", q, k), scale), away), axis=-1)
-    mixed = g.op("Reshape", g.op("Transpose", g.op("MatMul", p, v), perm=swap), g.ints(0, 0, _WIDTH))
+    mixed = g.op("Reshape", g.op("Transpose", g.op("MatMul", p, v), perm=swap), g.ints(0, 0, shape.width))
     attended = g.op("Add", _linear(g, stored, mixed, f"{base}.attention.output.dense"), x)
     x = _norm(g, stored, attended, f"{base}.attention.output")
     inner = g.op("Gelu", _linear(g, stored, x, f"{base}.intermediate.dense"))

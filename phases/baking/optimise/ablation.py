@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from phases.baking.optimise.session import Feeds, Level, SessionSettings, node_counts, open_session, runs
+from phases.baking.optimise.session import Feeds, Level, SessionSettings, call, node_counts, open_session, runs
 from phases.baking.optimise.timing import Ratio, median, speed_ratio
 from phases.timing import Samples, interleaved
 
@@ -108,9 +108,4 @@ def _timed(
     path: Path, feeds: Feeds, tried: dict[str, SessionSettings], rounds: int, on_step: Callable[[str], None]
 ) -> Samples:
     on_step(f"timing {len(tried)} settings")
-    sessions = {name: open_session(path, settings) for name, settings in tried.items()}
-    return interleaved({name: _runner(session, feeds) for name, session in sessions.items()}, rounds)
-
-
-def _runner(session: "object", feeds: Feeds) -> Callable[[], object]:
-    return lambda: session.run(None, feeds)  # type: ignore[attr-defined]
+    return interleaved({name: call(path, settings, feeds) for name, settings in tried.items()}, rounds)

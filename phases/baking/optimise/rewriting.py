@@ -81,10 +81,29 @@ def products(model: onnx.ModelProto, weights: dict[str, Floats]) -> list[onnx.No
     return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
 
 
+def split_gemms(model: onnx.ModelProto) -> None:
+    """Write each `Gemm` with a constant matrix as a product and the addition of its bias, as other layers stand."""
+    weights, made = matrices(model), dict[str, Floats]()
+    for node in [each for each in model.graph.node if each.op_type == "Gemm" and each.input[1] in weights]:
+        given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if given.get("alpha", 1) != 1 or given.get("beta", 1) != 1 or given.get("transA", 0):
+            continue
+        name = f"{node.input[1]}_turned" if given.get("transB", 0) else node.input[1]
+        made[name] = weights[node.input[1]].T if given.get("transB", 0) else weights[node.input[1]]
+        product, y = f"{node.output[0]}_product", node.output[0]
+        bias = len(node.input) > 2
+        new = [helper.make_node("MatMul", [node.input[0], name], [product if bias else y], name=product)]
+        new += [helper.make_node("Add", [product, node.input[2]], [y])] if bias else []
+        replace(model, [node], new)
+    store(model, made)
+
+
 def store(model: onnx.ModelProto, values: dict[str, Floats]) -> None:
     """Add initialisers; a name that is there already keeps what it has."""
     known = {tensor.name for tensor in model.graph.initializer}
-    model.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in values.items() if name not in known)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(v, order="C"), name) for name, v in values.items() if name not in known
+    )
 
 
 def use_microsoft_operators(model: onnx.ModelProto) -> None:

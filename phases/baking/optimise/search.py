@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import onnxruntime as ort
-
 from phases.baking.optimise.ablation import Ablation, ablate
 from phases.baking.optimise.candidates import Candidate, Target, best, verdict
 from phases.baking.optimise.inputs import Inputs
 from phases.baking.optimise.memory import peak_bytes
 from phases.baking.optimise.quality import Outputs, agreement, outputs
-from phases.baking.optimise.session import Feeds, SessionSettings, open_session, runs
+from phases.baking.optimise.session import Feeds, SessionSettings, call, open_session, runs
 from phases.baking.optimise.timing import median, speed_ratio
 from phases.baking.optimise.transforms import TRANSFORMS, Transform
 from phases.errors import ForgeError
@@ -102,7 +100,7 @@ def _final_timing(
     calls = dict[str, Callable[[], object]]()
     settings = {name: each for name, each in settings.items() if runs(*each, feeds)}
     for name, (file, given) in (settings | dict(tried)).items():
-        calls[name] = _runner(open_session(file, given), feeds)
+        calls[name] = call(file, given, feeds)
     if (eager := search.eager) is not None:
         calls[EAGER] = lambda: eager(feeds)
     return interleaved(calls, 2 * search.rounds)
@@ -140,7 +138,3 @@ def is_full_precision(name: str) -> bool:
 def _reference(model: Path, inputs: Inputs) -> list[Outputs]:
     """Return the outputs of the file as it was given, without any optimisation."""
     return outputs(open_session(model, SessionSettings(level="off")), inputs.evaluation)
-
-
-def _runner(session: ort.InferenceSession, feeds: Feeds) -> Callable[[], object]:
-    return lambda: session.run(None, feeds)

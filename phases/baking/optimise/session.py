@@ -1,7 +1,7 @@
 """ONNX files and the sessions that run them: settings as data, and files that cannot run refused before any work."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,12 @@ def open_session(path: Path, settings: SessionSettings, optimised: Path | None =
     except _FAILURES as error:
         fix = "use operators that ONNX Runtime's CPU provider has"
         raise ArtifactError(f"{path}: ONNX Runtime cannot run it ({_first_line(error)}); {fix}") from error
+
+
+def call(path: Path, settings: SessionSettings, feeds: Feeds) -> Callable[[], object]:
+    """Open a file and return what runs it on `feeds`, for timing."""
+    session = open_session(path, settings)
+    return lambda: session.run(None, feeds)
 
 
 def runs(path: Path, settings: SessionSettings, feeds: Feeds) -> bool:

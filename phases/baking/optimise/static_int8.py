@@ -27,6 +27,7 @@ from phases.baking.optimise.rewriting import (
     products,
     replace,
     save,
+    split_gemms,
     store,
     use_microsoft_operators,
 )
@@ -59,6 +60,7 @@ class Plan:
 def int8_static(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     """Quantise products with constant matrices, inputs and weights, and the tables that are looked up."""
     model = read_model(source)
+    split_gemms(model)
     weights = matrices(model)
     groups = defaultdict[str, list[onnx.NodeProto]](list)
     for node in products(model, weights):

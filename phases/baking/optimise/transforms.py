@@ -8,7 +8,8 @@ still apply.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from phases.baking.optimise.masks import bounded_masks
 from phases.baking.optimise.rewriting import (
@@ -82,6 +83,42 @@ def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None
     _quantise(model, out, excluded)
 
 
+def int8_qdq(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+    """Quantise all that the runtime has int8 kernels for, convolutions above all, with ranges fixed by calibration."""
+    options = {"ActivationSymmetric": False, "WeightSymmetric": True}
+    with _quiet():
+        quantize_static(
+            source,
+            out,
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options=options,
+        )
+
+
+class _Reader(CalibrationDataReader):
+    """Hands calibration feeds to the runtime's quantiser."""
+
+    def __init__(self, feeds: Sequence[Feeds]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._feeds, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the quantiser, which warns of every type that it cannot infer; what it wrote is run anyway."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def weights_8bit(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     """Store weights in 8 bits, blocks of 32; activations stay as they are."""
     _block_quantise(source, out, 8)
@@ -113,6 +150,7 @@ TRANSFORMS: dict[str, Transform] = {
     "int8": int8_dynamic,
     "int8_outliers": int8_outliers,
     "int8_static": int8_static,
+    "int8_qdq": int8_qdq,
     "weights_bf16": weights_bf16,
     "weights_8bit": weights_8bit,
     "weights_4bit": weights_4bit,
@@ -157,8 +195,7 @@ def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> Non
         file = Path(folder) / "source.onnx"
         save(model, file)
         options = {"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True, "EnableSubgraph": True}
-        logging.disable(logging.WARNING)  # it warns of every type that it cannot infer; what it wrote is run anyway
-        try:
+        with _quiet():
             quantize_dynamic(
                 file,
                 out,
@@ -167,8 +204,6 @@ def _quantise(model: onnx.ModelProto, out: Path, excluded: Sequence[str]) -> Non
                 nodes_to_exclude=list(excluded),
                 extra_options=options,
             )
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _declare_inner_products(model: onnx.ModelProto) -> None:

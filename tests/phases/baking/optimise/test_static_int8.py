@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from phases.baking.optimise.masks import LOWEST, bounded_masks
 from phases.baking.optimise.quality import agreement, outputs
-from phases.baking.optimise.rewriting import Channels, observe
+from phases.baking.optimise.rewriting import Channels, observe, split_gemms
 from phases.baking.optimise.session import Feeds, Level, SessionSettings, node_counts, open_session, read_model
 from phases.baking.optimise.static_int8 import Plan, best_plan, int8_static
-from phases.baking.optimise.transforms import int8_dynamic
+from phases.baking.optimise.transforms import int8_dynamic, int8_qdq, weights_bf16
 
 WIDTH, ROWS = 64, 2048
 
@@ -145,3 +145,55 @@ def test_a_graph_without_masks_is_left_to_others(tmp_path: Path) -> None:
     onnx.save(model, file)
     with pytest.raises(ValueError, match="mask"):
         bounded_masks(file, tmp_path / "out.onnx", ())
+
+
+def _convolutions(path: Path) -> Path:
+    """Write a convolution and a `Gemm` of a turned matrix."""
+    rng = np.random.default_rng(0)
+    stored = {"kernel": (16, 3, 3, 3), "matrix": (WIDTH, 16 * 36), "bias": (WIDTH,)}
+    tensors = [numpy_helper.from_array(0.1 * rng.standard_normal(s).astype(np.float32), n) for n, s in stored.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "matrix", "bias"], ["y"], transB=1),
+    ]
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3, 8, 8]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", WIDTH]),
+    ]
+    graph = helper.make_graph(nodes, "convolutions", ends[:1], ends[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def _images(count: int, seed: int) -> list[Feeds]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((2, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def test_gemms_become_products_of_eight_bits(tmp_path: Path) -> None:
+    file, out = _convolutions(tmp_path / "model.onnx"), tmp_path / "static.onnx"
+    model = read_model(file)
+    split_gemms(model)
+    onnx.save(model, out)
+    assert node_counts(out)["Gemm"] == 0
+    np.testing.assert_allclose(_run(out, _images(1, 0))[0][0], _run(file, _images(1, 0))[0][0], atol=1e-4)
+    int8_static(file, out, _images(8, 0))
+    assert node_counts(out)["MatMulIntegerToFloat"] == 1
+    assert agreement(_run(file, _images(4, 1)), _run(out, _images(4, 1))).loss < 0.001
+
+
+def test_convolutions_become_eight_bits(tmp_path: Path) -> None:
+    file, out = _convolutions(tmp_path / "model.onnx"), tmp_path / "qdq.onnx"
+    int8_qdq(file, out, _images(8, 0))
+    kinds = {tensor.data_type for tensor in onnx.load(out).graph.initializer if len(tensor.dims) > 1}
+    assert kinds == {TensorProto.INT8}
+    assert agreement(_run(file, _images(4, 1)), _run(out, _images(4, 1))).loss < 0.005
+
+
+def test_bfloat16_halves_the_file(tmp_path: Path) -> None:
+    file, out = _file(tmp_path / "model.onnx"), tmp_path / "bf16.onnx"
+    weights_bf16(file, out, ())
+    assert out.stat().st_size < 0.52 * file.stat().st_size
+    assert 0 < agreement(_run(file, _feeds(4, 1)), _run(out, _feeds(4, 1))).loss < 0.001
