@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from benchmarks import minilm
 from phases.baking.optimise.export import export_module
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session
-from phases.baking.optimise.sources import titan_feeds
-from phases.bitnet.onnx_file import write_onnx
-from phases.bitnet.packed import pack
+from phases.baking.optimise.titan_export import export_titan
+from phases.baking.optimise.titan_runtime import OnnxTitan
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
 
@@ -202,11 +201,10 @@ def write_minilm(path: Path) -> Feeds:
 
 
 def write_titan(path: Path) -> Feeds:
-    """Write one pass of a TinyTitan and return tokens for it."""
+    """Write a whole TinyTitan and return tokens for it to read."""
     torch.manual_seed(0)
-    packed = pack(TinyTitan(PRESETS["nano"]).eval())
-    write_onnx(packed, path)
-    return titan_feeds(packed.architecture, 32, np.random.default_rng(0))
+    export_titan(TinyTitan(PRESETS["nano"]).eval(), path)
+    return OnnxTitan(path).stream().feeds(np.random.default_rng(0).integers(0, PRESETS["nano"].vocab_size, (1, 32)))
 
 
 def write_module(make: Callable[[], nn.Module], example: tuple[int, ...], path: Path) -> Feeds:

@@ -76,9 +76,9 @@ def matrices(model: onnx.ModelProto) -> dict[str, Floats]:
     }
 
 
-def products(model: onnx.ModelProto, weights: dict[str, Floats]) -> list[onnx.NodeProto]:
-    """Return the outermost graph's products with constant matrices."""
-    return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+def products(graph: onnx.GraphProto, weights: dict[str, Floats]) -> list[onnx.NodeProto]:
+    """Return a graph's products with constant matrices, without those of graphs inside it."""
+    return [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
 
 
 def split_gemms(model: onnx.ModelProto) -> None:
@@ -94,7 +94,7 @@ def split_gemms(model: onnx.ModelProto) -> None:
         bias = len(node.input) > 2
         new = [helper.make_node("MatMul", [node.input[0], name], [product if bias else y], name=product)]
         new += [helper.make_node("Add", [product, node.input[2]], [y])] if bias else []
-        replace(model, [node], new)
+        replace(model.graph, [node], new)
     store(model, made)
 
 
@@ -112,20 +112,20 @@ def use_microsoft_operators(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
-def replace(model: onnx.ModelProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
+def replace(graph: onnx.GraphProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
     """Put nodes where the first of the old ones was."""
     outputs = {node.output[0] for node in old}
     nodes = list[onnx.NodeProto]()
     placed = False
-    for node in model.graph.node:
+    for node in graph.node:
         if node.output[0] not in outputs:
             nodes.append(node)
         elif not placed:
             nodes.extend(new)
             placed = True
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def save(model: onnx.ModelProto, out: Path) -> None:

@@ -63,7 +63,7 @@ def int8_static(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     split_gemms(model)
     weights = matrices(model)
     groups = defaultdict[str, list[onnx.NodeProto]](list)
-    for node in products(model, weights):
+    for node in products(model.graph, weights):
         groups[node.input[0]].append(node)
     seen = observe(model, groups, calibration)
     for number, (x, nodes) in enumerate(groups.items()):
@@ -138,7 +138,7 @@ def _quantise(
             made.append(helper.make_node("MatMul", [picked, f"{name}_apart"], [f"{name}_few"], name=f"{name}_few"))
             made.append(helper.make_node("Add", [rest, f"{name}_few"], [y]))
     store(model, stored)
-    replace(model, replaced, made)
+    replace(model.graph, replaced, made)
 
 
 def _bias_of(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[onnx.NodeProto | None, Floats]:
@@ -176,4 +176,4 @@ def _quantise_tables(model: onnx.ModelProto) -> None:
             helper.make_node("Gather", [parts["scales"], index], [parts["scale"]]),
             helper.make_node("Mul", [parts["row"], parts["scale"]], [node.output[0]]),
         ]
-        replace(model, [node], made)
+        replace(model.graph, [node], made)

@@ -48,7 +48,7 @@ def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> Non
     model = read_model(source)
     weights = matrices(model)
     groups = defaultdict[str, list[onnx.NodeProto]](list)
-    for node in products(model, weights):
+    for node in products(model.graph, weights):
         groups[node.input[0]].append(node)
     for number, nodes in enumerate(group for group in groups.values() if len(group) > 1):
         parts = [weights[node.input[1]] for node in nodes]
@@ -59,7 +59,7 @@ def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> Non
             helper.make_node("MatMul", [nodes[0].input[0], names[0]], [names[2]], name=names[2]),
             helper.make_node("Split", [names[2], names[1]], [node.output[0] for node in nodes], axis=-1),
         ]
-        replace(model, nodes, made)
+        replace(model.graph, nodes, made)
     save(model, out)
 
 
@@ -72,7 +72,7 @@ def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None
     """Quantise as `int8_dynamic` does, with the largest input channels of each layer left in fp32."""
     model = read_model(source)
     weights = matrices(model)
-    nodes = products(model, weights)
+    nodes = products(model.graph, weights)
     seen = observe(model, {node.input[0] for node in nodes}, calibration)
     excluded = list[str]()
     for number, node in enumerate(nodes):
@@ -183,7 +183,7 @@ def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen:
         helper.make_node("MatMul", [f"{prefix}_picked", f"{prefix}_weight"], [few], name=few),
         helper.make_node("Add", [f"{prefix}_y", few], [node.output[0]]),
     ]
-    replace(model, [node], made)
+    replace(model.graph, [node], made)
     return few
 
 
@@ -218,7 +218,8 @@ def _block_quantise(source: Path, out: Path, bits: int) -> None:
     """Replace products with constant matrices by `MatMulNBits`, with a scale for each block of a row's columns."""
     model = read_model(source)
     weights, most = matrices(model), (1 << (bits - 1)) - 1
-    for node in products(model, weights):
+    # Inner graphs first: replacing nodes copies those beside them, with the graphs inside.
+    for graph, node in [(g, n) for g in reversed(list(graphs(model))) for n in products(g, weights)]:
         matrix = weights[node.input[1]].T  # (N, K)
         rows, columns = matrix.shape
         blocks = np.pad(matrix, ((0, 0), (0, -columns % BLOCK))).reshape(rows, -1, BLOCK)
@@ -229,6 +230,6 @@ def _block_quantise(source: Path, out: Path, bits: int) -> None:
         made = helper.make_node("MatMulNBits", [node.input[0], *stored], list(node.output), domain=MICROSOFT)
         values = {"K": columns, "N": rows, "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
         made.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
-        replace(model, [node], [made])
+        replace(graph, [node], [made])
     use_microsoft_operators(model)
     save(model, out)
