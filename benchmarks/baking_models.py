@@ -131,7 +131,7 @@ def bound(tasks: Sequence[Task], models: Sequence[str], seconds: Mapping[str, fl
     for agent, own in of_agent.items():
         work = min(heads[name] for name in own) + sum(seconds[name] for name in own) + min(tails[name] for name in own)
         found.append((work, f"the work of {agent}"))
-    return max(found)
+    return max(found, key=lambda each: each[0])
 
 
 def mixed_up(run_uri: str, alone: str, name: str, tasks: Sequence[Task]) -> list[str]:
