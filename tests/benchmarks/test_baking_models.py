@@ -16,7 +16,7 @@ TASKS = [Task("a", "one", "work"), Task("b", "two", "work", after=("a",)), Task(
 def test_the_bound_is_the_longest_path_or_the_busiest_agent_between_what_must_come_before_and_after() -> None:
     seconds = {f"{model}/{task.id}": 1.0 for model in "xy" for task in TASKS}
     assert bound(TASKS, ["x"], seconds) == (3.0, "the longest path")
-    assert bound(TASKS, ["x", "y"], seconds) == (4.0, "the work of two")  # 1 before, 2 of its own, 1 after
+    assert bound(TASKS, ["x", "y"], seconds) == (4.0, "the work of one")  # that of two: 1 + 2 + 1
     seconds |= {"x/b": 5.0, "y/b": 5.0}
     assert bound(TASKS, ["x", "y"], seconds) == (12.0, "the work of two")
     seconds["y/c"] = 20.0
