@@ -36,7 +36,7 @@ from phases.quietstar.thinker import Thinker
 from phases.seeds import torch_rng
 
 GREEDY = SamplingConfig(temperature=0)
-PRIOR_STEPS, UPDATES, STAGE_UPDATES, PONDER_UPDATES = 2500, 100, 60, 1500
+PRIOR_STEPS, UPDATES, STAGE_UPDATES, PONDER_UPDATES = 2500, 100, 60, 2500
 
 
 def figures(seeds: Sequence[int]) -> list[Figure]:
