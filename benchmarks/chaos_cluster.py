@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster
 from recovery.faults import ENVIRONMENT
 
 _STORE_BYTES = 100 << 20
+_TOO_SLOW, _HEAD_ATTEMPTS = "timed out during startup", 4
 _START_SECONDS = 600  # until nodes know of each other; machines may be busy
 _CPUS_PER_NODE = 2
 _NODES = 2  # besides the head, which holds no CPUs: Ray does not outlive its head
@@ -37,7 +38,7 @@ _CONFIG = {
 
 
 class LocalCluster:
-    """A head and some nodes, up inside a `with` block. `folder` has the plan that its processes follow."""
+    """A head and any number of nodes, up inside a `with` block. `folder` has the plan that its processes follow."""
 
     def __init__(self, folder: Path, nodes: int = _NODES, cpus: int = _CPUS_PER_NODE) -> None:
         self._nodes, self._cpus = nodes, cpus
@@ -54,8 +55,7 @@ class LocalCluster:
         enable_token_auth_by_default()  # as `ray.init` and `ray start` do, and `Cluster` does not
         ensure_token_if_auth_enabled()
         try:
-            self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
-            self._add(num_cpus=0, include_dashboard=False, _system_config=_CONFIG)
+            self._start_head()
             self._address = str(self._cluster.address)
             self._head = next(pid for pid in self.processes() if _is_raylet(pid))
             for _ in range(self._nodes):
@@ -66,11 +66,28 @@ class LocalCluster:
             raise
         return self
 
+    def _start_head(self) -> None:
+        """Start the head, which has CPUs only where there is no other node; again where Ray's 30 s were too short."""
+        cpus = 0 if self._nodes else self._cpus
+        for left in reversed(range(_HEAD_ATTEMPTS)):
+            self._cluster = Cluster(shutdown_at_exit=False)  # whose hooks only work in the main thread
+            try:
+                return self._add(num_cpus=cpus, include_dashboard=False, _system_config=_CONFIG)
+            except Exception as error:  # Ray has none of its own for this
+                if _TOO_SLOW not in str(error) or not left:
+                    raise
+            self._kill_all()
+
     def __exit__(self, *_: object) -> None:
         os.environ.pop(ENVIRONMENT, None)
         signal.signal(signal.SIGTERM, self._terminate)
         for thread in self._starting:
             thread.join(60)
+        self._kill_all()
+        if self._address and ray._private.utils.read_ray_address() == self._address:
+            os.unlink(get_ray_address_file(None))  # lest somebody else look for it
+
+    def _kill_all(self) -> None:
         deadline, killed = time.monotonic() + 60, set[int]()
         while left := list(self.processes()):
             for pid in left:
@@ -81,8 +98,6 @@ class LocalCluster:
             time.sleep(0.1)
         for pid in killed:
             _reap(pid)
-        if self._address and ray._private.utils.read_ray_address() == self._address:
-            os.unlink(get_ray_address_file(None))  # lest somebody else look for it
 
     @property
     def address(self) -> str:
@@ -136,7 +151,7 @@ class LocalCluster:
         try:
             self._cluster.add_node(wait=False, object_store_memory=_STORE_BYTES, **options)
         except Exception as error:  # Ray has none of its own for this
-            if "timed out during startup" not in str(error) or self._cluster.head_node is None:
+            if _TOO_SLOW not in str(error) or self._cluster.head_node is None:
                 raise
             # after 30 s, which is short on a busy machine; what was started joins when it can
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -20,8 +21,9 @@ from phases.baking.config import (
 )
 from phases.baking.evidence import AGENTS, FOLDER, STEPS, Evidence, keep, kept, require_complete
 from phases.baking.optimise.package import open_package
+from phases.baking.optimise.quality import agreement
+from phases.baking.optimise.titan_runtime import OnnxTitan
 from phases.baking.phase import MODEL, STATE, STEERABLE, Order
-from phases.bitnet.onnx_runtime import OnnxModel
 from phases.cognate.loading import load_model, model_config
 from phases.cognate.titan import TinyTitan
 from phases.contract import ModelRef
@@ -72,8 +74,14 @@ def test_the_phase_from_hand_off_to_result(tmp_path: Path, titan: TinyTitan, tok
     tuning.profile(order)
     packed = tuning.prepare(order)
     assert packed.measured["smallest_cosine"] > 0.999
-    path, _ = open_package(tmp_path / tuning.PACKAGE)
-    assert OnnxModel(path).stream().read([20, 30]).logits.shape == (2, 512)
+    path, settings = open_package(tmp_path / tuning.PACKAGE)
+    packed_model = OnnxTitan(path, settings)
+    text = np.arange(20, 220).reshape(1, 200)  # over the end of a segment, where memory is written
+    with torch.no_grad():
+        wanted = load_model(str(tmp_path / MODEL), device="cpu").model(torch.from_numpy(text))[0].numpy()
+    found = packed_model.stream().read(text).logits
+    assert agreement([[wanted]], [[found]]).mean > 0.9
+    assert packed_model.stream().greedy(text, 5).shape == (1, 5)
     audited = judge.audit(order)
     assert not audited.rejected
     (tmp_path / STATE).rename(tmp_path / "elsewhere")
