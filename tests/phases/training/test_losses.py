@@ -75,7 +75,9 @@ def test_a_confident_token_keeps_its_gradient_in_bf16() -> None:
 class CountProducts(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts products of matrices."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.matmul)
