@@ -106,9 +106,9 @@ def test_the_phase_from_hand_off_to_result(tmp_path: Path, titan: TinyTitan, tok
 
 
 def test_less_memory_gives_the_same_bytes(tmp_path: Path, titan: TinyTitan, tokenizer: Tokenizer) -> None:
-    short = TRAINING.model_copy(update={"steps": 3})
+    short = TRAINING.model_copy(update={"steps": 2})
     instruction = CONFIG.instruction.model_copy(update={"training": short})
-    baking = CONFIG.prompt_baking.model_copy(update={"training": short, "trajectories": 16})
+    baking = CONFIG.prompt_baking.model_copy(update={"training": short, "trajectories": 8})
     config = CONFIG.model_copy(update={"instruction": instruction, "prompt_baking": baking})
     orders = [_order(str(tmp_path / name), titan, tokenizer, config) for name in ("plenty", "little")]
     assert _train(orders[0]).sha256 == _train(replace(orders[1], frugal=True)).sha256
