@@ -34,7 +34,7 @@ def run(quick: bool) -> list[Figure]:
         timed = speed(192, 8, 2) if quick else speed(512, 16, 3)
         seeds = range(1 if quick else 5)
         found = [*exactness(5 if quick else 30), leak(), *timed]
-        found += [*quietstar_gain.figures(seeds), *quietstar_text.figures(seeds, quick)]
+        found += [*quietstar_gain.figures(seeds, quick), *quietstar_text.figures(seeds, quick)]
     return [*found, latency(1 if quick else 3)]
 
 
