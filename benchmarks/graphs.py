@@ -50,12 +50,13 @@ def _figure(name: str, write: Write, rounds: int) -> Figure:
     best = min(_LEVELS, key=lambda level: float(np.median(samples.get(level, [np.inf]))))
     ratios = np.array(samples[best]) / np.array(samples[_CHOSEN])
     low, high = bootstrap(ratios)
-    harmful, chosen = ", ".join(outcome.chosen.settings.disabled) or "nothing", outcome.chosen.name
-    progress(f"{name}: {np.median(ratios):.3f} x {best}; {chosen} without {harmful}")
+    settings = outcome.chosen.settings
+    chosen = f"{outcome.chosen.name} at {settings.level}" + "".join(f", no {harmful}" for harmful in settings.disabled)
+    progress(f"{name}: {np.median(ratios):.3f} x {best}; {chosen}")
     return Figure(
         key=f"graph {name}",
         value=float(np.median(ratios)),
-        unit=f"x {best}; {chosen} without {harmful}",
+        unit=f"x {best}; {chosen}",
         better="higher",
         baseline=Baseline(what=f"{best}, CPU ms", value=1e3 * float(np.median(samples[best]))),
         low=low,

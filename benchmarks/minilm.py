@@ -25,7 +25,7 @@ from phases.bitnet.onnx_graph import IR_VERSION, Graph
 from phases.errors import ArtifactError
 
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_WORDS, _PLACES = 30522, 512
+_PLACES = 512
 _EPS = 1e-12
 OPSET = 20  # NNCF 3.4 writes quantisers for 21 that no runtime takes
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -38,6 +38,7 @@ class Shape:
     width: int
     layers: int
     heads: int = 12
+    words: int = 30522
 
     @property
     def hidden(self) -> int:
@@ -66,7 +67,7 @@ def weights(folder: Path | None, shape: Shape = MINILM) -> Weights:
     if folder is not None:
         return dict(load_file(folder / "model.safetensors"))
     rng = np.random.default_rng(0)
-    rows_of = {"word": _WORDS, "position": _PLACES, "token_type": 2}
+    rows_of = {"word": shape.words, "position": _PLACES, "token_type": 2}
     width = shape.width
     made = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in rows_of.items()}
     for layer in range(shape.layers):
