@@ -146,6 +146,16 @@ def test_the_log_waits_for_what_the_journal_has_not_got_yet(tmp_path: Path) -> N
     assert Journal(run).read()
 
 
+@pytest.mark.parametrize("end", ["recovery", "pipeline_restarted", "run_resumed"])
+def test_the_log_waits_for_the_start_of_its_own_attempt(end: str, tmp_path: Path) -> None:
+    journal, agent = Journal(str(tmp_path)), BakingCoordinatorAgent(str(tmp_path), "baking", "x")
+    start = {"phase": "baking", "task": "finish", "agent": "x"}
+    journal.append("task_started", **start)
+    journal.append(end, **(start if end == "recovery" else {}))
+    journal.note("task_started", **start)
+    assert [event.kind for event in agent._told("finish")].count("task_started") == 2
+
+
 def test_the_log_is_not_written_without_the_last_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.baking.baking_coordinator._NOTED_SECONDS", 0.2)
     Journal(str(tmp_path)).append("task_started", phase="baking", task="audit", agent="x")
