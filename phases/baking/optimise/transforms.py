@@ -44,13 +44,19 @@ Transform = Callable[[Path, Path, Sequence[Feeds]], None]
 
 
 def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
-    """Make one product of those that share an input (query, key and value), and split what it gives."""
+    """Make one product of those that share an input (query, key and value), and split what it gives.
+
+    Raises `ValueError` where no two do.
+    """
     model = read_model(source)
     weights = matrices(model)
     groups = defaultdict[str, list[onnx.NodeProto]](list)
     for node in products(model.graph, weights):
         groups[node.input[0]].append(node)
-    for number, nodes in enumerate(group for group in groups.values() if len(group) > 1):
+    shared = [group for group in groups.values() if len(group) > 1]
+    if not shared:
+        raise ValueError("no two products with constant matrices share an input")
+    for number, nodes in enumerate(shared):
         parts = [weights[node.input[1]] for node in nodes]
         names = f"merged_{number}", f"merged_{number}_sizes", f"merged_{number}_all"
         sizes = np.array([part.shape[1] for part in parts], np.int64)

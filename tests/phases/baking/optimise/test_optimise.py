@@ -185,6 +185,14 @@ def test_what_does_not_win_is_dropped_and_the_front_is_what_nothing_beats() -> N
     assert best(judged, "size").name == "small"
 
 
+def test_what_stays_for_its_bytes_is_not_chosen_for_speed_that_is_chance() -> None:
+    base = _candidate("fp32", 1.0, 100, 0.0, low=0.95)
+    lighter = verdict(_candidate("lighter", 0.99, 90, 0.0, low=0.97), base, 0.01)
+    assert not lighter.dropped
+    assert best([base, lighter], "latency").name == "fp32"
+    assert best([base, lighter], "size").name == "lighter"
+
+
 def test_a_ratio_that_may_be_one_shows_nothing() -> None:
     rng = np.random.default_rng(0)
     same = [rng.normal(1, 0.1, 30).tolist() for _ in range(2)]
