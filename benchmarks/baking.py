@@ -84,7 +84,7 @@ class Base:
 def run(quick: bool) -> list[Figure]:
     """Measure on one thread. Quick: one seed, trained for fewer steps."""
     with torch_threads(1):
-        return _figures(range(1 if quick else 5), 900 if quick else 1200, 200 if quick else 500)
+        return _figures(range(1 if quick else 5), 900 if quick else 1500, 200 if quick else 500)
 
 
 def nano(tokenizer: Tokenizer, seed: int) -> TinyTitan:

@@ -36,9 +36,9 @@ _TURNS = (0.4, 0.3, 0.3)  # shares of dialogues of one turn, two and three
 _MULTIPLE = 8  # of a batch's length: kernels and buffers are kept for each length there is
 _GROUP = 4  # steps whose dialogues are sorted by length together
 _UNPROMPTED = 0.25  # of the dialogues
-_EXTREMES = 0.5  # of the levels; a rate is learned sooner from prompts that show always or never
-# Of the requests but echoes. Both tools of a parallel request are offered in a quarter of the cases only.
-_KINDS: dict[Kind, float] = {"single": 0.2, "parallel": 0.25, "question": 0.42, "subject": 0.08, "identity": 0.05}
+_EXTREMES = 0.3  # of the levels; a rate is learned sooner from prompts that show always or never
+# Of the requests but echoes. Questions are most, for a rate takes many replies to learn, and a call few.
+_KINDS: dict[Kind, float] = {"single": 0.12, "parallel": 0.16, "question": 0.6, "subject": 0.07, "identity": 0.05}
 _ECHOES = 0.1  # of the turns, with or without a prompt
 _LONG_ECHO = 16  # words, of those that come before all dialogues
 _WORDS = (*TOPICS, *NUMBERS)
