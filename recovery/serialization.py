@@ -119,6 +119,8 @@ class Codec:
             for key in node:
                 self._key(key, "refused")
             return {key: self._decode(item, depth + 1) for key, item in node.items()}
+        if kind is not list:  # extension type -1 becomes a time stamp of msgpack's own
+            raise MessageError(f"refused: holds a {kind.__name__}, which no message does")
         if not (node and type(node[0]) is msgpack.ExtType and node[0].code == _TAG):
             return [self._decode(item, depth + 1) for item in node]
         tag = node[0].data.decode(errors="replace")

@@ -221,6 +221,12 @@ def test_types_are_told_apart_by_name() -> None:
         Codec([Bomb])
 
 
+def test_what_msgpack_knows_and_messages_do_not_is_refused() -> None:
+    stamped = frame(msgpack.packb({"a": [msgpack.Timestamp(1)]}), CODEC.limits)
+    with pytest.raises(MessageError, match="holds a Timestamp"):
+        CODEC.loads(stamped)
+
+
 MESSAGE = CODEC.dumps(
     {"a": np.arange(3), "t": torch.ones(2), "d": date(2026, 1, 2), "n": time(1, 2), "s": {1, 2}, "x": Task("a", ("b",))}
 )
