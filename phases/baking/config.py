@@ -31,7 +31,7 @@ class PromptBakingConfig(Settings):
 
     training: TrainingConfig = Field(
         default=TrainingConfig(
-            steps=200,
+            steps=400,
             batch_size=32,
             learning_rate=3e-3,
             final_learning_rate=0.0,
@@ -39,7 +39,8 @@ class PromptBakingConfig(Settings):
             precision="fp32",
             checkpoint_every=50,
         ),
-        description="of the adapters; fp32, for divergences of a thousandth of a nat are what is learned",
+        description="of the adapters; fp32, for divergences of a thousandth of a nat are what is learned. One seed was "
+        ".009 nats off under other prompts after 200 steps, .002 after 400 (`forge bench baking`)",
     )
     lora: LoRAConfig = LoRAConfig()
     loss: Loss = "forward_kl"
