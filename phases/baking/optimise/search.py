@@ -5,7 +5,7 @@ transformed file, ablated in turn; then all of them and the torch model, where t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def transformed(model: Path, folder: Path, inputs: Inputs, search: Search) -> tu
     for name, transform in search.transforms.items():
         search.on_step(f"making {name}")
         try:
-            files[name] = _transformed(transform, name, model, folder, inputs.calibration)
+            files[name] = _transformed(transform, name, model, folder, inputs)
         except (ForgeError, ValueError, RuntimeError, KeyError) as error:  # a quantiser that cannot take this graph
             failed[name] = f"{type(error).__name__}: {str(error)[:200]}"
     return files, failed
@@ -84,10 +84,13 @@ def _prefixed(show: Show, name: str, text: str) -> None:
     show(f"{name}: {text}")
 
 
-def _transformed(transform: Transform, name: str, model: Path, folder: Path, calibration: Sequence[Feeds]) -> Path:
+def _transformed(transform: Transform, name: str, model: Path, folder: Path, inputs: Inputs) -> Path:
+    """Return the file. Raises `ValueError` where it does not run, and leaves none then."""
     out = folder / f"{name}.onnx"
-    transform(model, out, calibration)
-    open_session(out, SessionSettings(level="off"))
+    transform(model, out, inputs.calibration)
+    if not runs(out, SessionSettings(level="off"), inputs.evaluation[0]):
+        out.unlink()
+        raise ValueError("what was made of the file does not run")
     return out
 
 

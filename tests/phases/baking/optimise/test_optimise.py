@@ -1,6 +1,7 @@
 """Optimising small files: transforms compute the same or nearly, bad files are refused, nothing unproven is kept."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from phases.baking.optimise.ablation import ablate, effective_passes
 from phases.baking.optimise.candidates import Candidate, best, front, verdict
-from phases.baking.optimise.inputs import given_inputs, random_inputs
+from phases.baking.optimise.inputs import Inputs, given_inputs, random_inputs
 from phases.baking.optimise.memory import peak_bytes
 from phases.baking.optimise.package import FULL, MODEL, REPORT, open_package, write_package
 from phases.baking.optimise.quality import agreement, outputs
-from phases.baking.optimise.search import Search, optimise
-from phases.baking.optimise.session import SessionSettings, node_counts, open_session, read_model, runs
+from phases.baking.optimise.search import Search, optimise, transformed
+from phases.baking.optimise.session import Feeds, SessionSettings, node_counts, open_session, read_model, runs
 from phases.baking.optimise.sources import open_source
 from phases.baking.optimise.timing import speed_ratio
 from phases.baking.optimise.transforms import TRANSFORMS, int8_dynamic, int8_outliers, merge_products
@@ -75,6 +76,20 @@ def test_every_transform_runs_and_is_close(name: str, file: Path, tmp_path: Path
     ours, theirs = (outputs(open_session(path, SessionSettings()), feeds) for path in (out, file))
     assert agreement(theirs, ours).smallest > (0.97 if name == "weights_4bit" else 0.995)
     assert out.stat().st_size < file.stat().st_size or name == "merged"
+
+
+def test_what_a_transform_makes_of_a_file_has_to_run(file: Path, tmp_path: Path) -> None:
+    def broken(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
+        model = read_model(source)
+        model.graph.node[-1].op_type = "MatMul"  # 8 rows by 8 rows: shapes are known when it runs
+        onnx.save(model, out)
+
+    inputs = Inputs(_feeds(file), _feeds(file))
+    wanted = {"broken": broken, "int8": TRANSFORMS["int8"]}
+    files, failed = transformed(file, tmp_path, inputs, Search(transforms=wanted))
+    assert files.keys() == {"fp32", "int8"}
+    assert "does not run" in failed["broken"]
+    assert not (tmp_path / "broken.onnx").exists()
 
 
 def test_outliers_apart_lose_less_than_together(tmp_path: Path) -> None:
