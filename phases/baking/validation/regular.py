@@ -110,4 +110,4 @@ def _is_real(values: list[float]) -> bool:
 
 
 def _decimals(value: float) -> str:
-    return repr(float(value)).partition(".")[2].rstrip("0")
+    return np.format_float_positional(value).partition(".")[2].rstrip("0")  # never with an exponent

@@ -70,6 +70,15 @@ def test_settings_may_be_as_regular_as_they_like():
     assert not list(check_table("t", rows, "r"))
 
 
+def test_microseconds_are_judged_by_their_digits_and_not_by_their_exponents():
+    honest = [2.31, 2.47, 2.52, 2.68, 2.73, 2.86, 2.94, 3.12]
+    for scale in (1.0, 1e-5, 1e-7):  # the last two would be written 2.31e-05 and 2.31e-07
+        assert not list(check_table("t", [{"seconds": scale * value} for value in honest], "r"))
+    assert list(
+        check_table("t", [{"seconds": value} for value in (1.25, 1.35, 1.45, 1.55, 1.65, 1.8, 1.95, 2.05)], "r")
+    )
+
+
 @given(st.sampled_from([2, 4, 8]), st.integers(0, 1000))
 def test_quantised_rows_keep_to_their_bits_and_gaussian_ones_do_not(bits, seed):
     weight = torch.randn(8, 40, generator=torch.Generator().manual_seed(seed))
