@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from phases.quietstar.sampling import (
@@ -54,9 +54,12 @@ def test_frequencies_and_scores(top_p: float, temperature: float, expected: tupl
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.05, 0.99), st.integers(2, 300))
+@example(17, 0.9238785181707482, 17)  # the mass of some tokens to rounding
 def test_the_nucleus_is_the_smallest_set_that_reaches_its_mass(seed: int, top_p: float, size: int) -> None:
     p = torch.softmax(2 * torch.randn(3, size, generator=torch.Generator().manual_seed(seed)), -1)
-    assert torch.allclose(nucleus(p, top_p), ordered_nucleus(p, top_p), atol=1e-6)
+    sums = p.double().sort(descending=True).values.cumsum(-1)
+    clear = ((sums - top_p).abs() > 1e-6).all(-1)  # elsewhere rounding decides on one token more
+    assert torch.allclose(nucleus(p, top_p)[clear], ordered_nucleus(p, top_p)[clear], atol=1e-6)
     for row, least in zip(p, nucleus(p, top_p), strict=True):
         ordered = row.sort(descending=True).values
         count = int((row >= least).sum())
