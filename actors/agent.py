@@ -16,6 +16,7 @@ from ray.exceptions import ActorAlreadyExistsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from phases import storage
+from phases.probes import RunFiles
 from recovery.commits import Commits
 from recovery.faults import hook
 from recovery.inputs import input_hash
@@ -111,8 +112,8 @@ class Agent:
         self._progress = Progress(task, step, steps, metrics, self._progress.beats + 1)
 
     def log_metrics(self, file: str, record: dict[str, Any]) -> None:
-        """Append a record to a metrics file of the run."""
-        storage.append_line(storage.join(self.run_uri, file), json.dumps(record))
+        """Append a record to a metrics file, in the run unless its path is absolute."""
+        storage.append_line(RunFiles(self.run_uri).path(file), json.dumps(record))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self._progress.task} {self._progress.step})"

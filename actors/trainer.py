@@ -1,6 +1,5 @@
 """What agents that train have in common: checkpoints that they go on from, progress, gauges and a file of metrics."""
 
-import json
 import math
 from collections.abc import Callable
 
@@ -8,7 +7,6 @@ import torch
 
 from actors.agent import Agent
 from actors.metrics import StepGauges
-from phases import storage
 from phases.contract import ModelRef
 from phases.probes import RunFiles
 from phases.training.config import TrainingConfig
@@ -40,9 +38,8 @@ class Trainer(Agent):
         def passed_over(problem: str) -> None:
             Journal(self.run_uri).append("checkpoint_passed_over", role=role, problem=problem)
 
-        place = RunFiles(self.run_uri).path(folder)
         hours = math.inf if training.checkpoint_hours is None else training.checkpoint_hours
-        folder_of_role = storage.join(place, "checkpoints", role)
+        folder_of_role = RunFiles(self.run_uri).path(f"{folder}/checkpoints/{role}")
         checkpoints = Checkpoints(folder_of_role, training.checkpoints_kept, 3600 * hours, on_damage=passed_over)
         newest = checkpoints.newest()
         gauges = StepGauges(self.phase, role)
@@ -54,8 +51,7 @@ class Trainer(Agent):
             self.report(task, step.step, training.steps, metrics)
             gauges.set(metrics)
             if step.step % every == 0 or step.step == training.steps:
-                record = {"task": role, "step": step.step} | metrics
-                storage.append_line(storage.join(place, "metrics.jsonl"), json.dumps(record))
+                self.log_metrics(f"{folder}/metrics.jsonl", {"task": role, "step": step.step} | metrics)
 
         def save(state: TrainState) -> None:
             checkpoints.save(state.step, state.to_files(), phase=self.phase, role=role)

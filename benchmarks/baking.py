@@ -6,8 +6,8 @@ plain fine-tuning on the sampled replies, a divergence of the top 5 tokens alone
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from benchmarks.harness import Baseline, Figure, progress, torch_threads
+from benchmarks.harness import Baseline, Figure, each_seed, progress
 from phases.baking.config import InstructionConfig, PromptBakingConfig
 from phases.baking.dialogues import Prompt, contradicting, draw_request
 from phases.baking.examples import Example, baking_examples, draw_requests, retention_examples
@@ -82,9 +82,10 @@ class Base:
 
 
 def run(quick: bool) -> list[Figure]:
-    """Measure on one thread. Quick: one seed, trained for fewer steps."""
-    with torch_threads(1):
-        return _figures(range(1 if quick else 5), 900 if quick else 1500, 200 if quick else 500)
+    """Measure each seed on one thread. Quick: one seed, trained for fewer steps."""
+    steps, size = (900, 200) if quick else (1500, 500)
+    found = each_seed(partial(_measure, steps, size), range(1 if quick else 5))
+    return _table({way: [ways[way] for _, ways in found] for way in _WAYS}, [prompted for prompted, _ in found])
 
 
 def nano(tokenizer: Tokenizer, seed: int) -> TinyTitan:
@@ -128,14 +129,9 @@ def steerable(seed: int, steps: int, size: int) -> Base:
     return Base(model, tokenizer, seed, held_out, others, size)
 
 
-def _figures(seeds: Sequence[int], steps: int, size: int) -> list[Figure]:
-    prompted, found = list[Measured](), list[dict[str, Measured]]()
-    for seed in seeds:
-        progress(f"seed {seed}: training a model to follow prompts")
-        of_seed = baked_each_way(steerable(seed, steps, size))
-        prompted.append(of_seed[0])
-        found.append(of_seed[1])
-    return _table({way: [each[way] for each in found] for way in _WAYS}, prompted)
+def _measure(steps: int, size: int, seed: int) -> tuple[Measured, dict[str, Measured]]:
+    progress(f"seed {seed}: training a model to follow prompts")
+    return baked_each_way(steerable(seed, steps, size))
 
 
 def baked_each_way(base: Base) -> tuple[Measured, dict[str, Measured]]:

@@ -120,7 +120,8 @@ def plan(seed: int, clean: Outcome, count: int) -> list[Fault]:
     """Return `count` faults: every kind at every agent in turn, at points that an undisturbed run has come by.
 
     Several at one point strike one after the other, each when the work comes by again; what is only slow comes last,
-    since nothing comes by again for it. Raises `ValueError` where an agent has no point left to be slow at.
+    since nothing comes by again for it, and a checkpoint is torn once, for it is not written again to the same place.
+    Raises `ValueError` where an agent has no point left to be slow at.
     """
     agents, known = agents_of(clean), [point for point in points_of(clean.trace) if _may_strike(point)]
     chosen = defaultdict[Point, list[Kind]](list)
@@ -130,7 +131,7 @@ def plan(seed: int, clean: Outcome, count: int) -> list[Fault]:
         own = [point for point in known if agents[task_of(point)] == AGENTS[place]]
         options = [(kind, [p for p in own if p.hook in hooks]) for kind, hooks in list(KINDS.values())[what]]
         kind, fit = options[turn % len(options)] if options[turn % len(options)][1] else options[0]
-        fit = [point for point in fit if kind is not Kind.SLOW or kind not in chosen[point]]
+        fit = [p for p in fit if (kind is not Kind.SLOW or kind not in chosen[p]) and not (chosen[p] and _moves(p))]
         (fault,) = draw(child_seed(seed, "baking faults", number), fit, [(kind, lambda _: True)])
         chosen[fault.point].append(kind)
     return [
@@ -153,6 +154,11 @@ def _may_strike(point: Point) -> bool:
         return phase == FOLDER and path.partition("/")[0] in _WRITTEN_ONCE
     where = point.step.startswith("baking/") and not point.step.startswith(("baking/model", "baking/corpus"))
     return point.hook == "checkpoint" or (where and point.hook in ("progress", "task.worked", "task.committed"))
+
+
+def _moves(point: Point) -> bool:
+    """Say whether a second attempt writes this file elsewhere."""
+    return point.hook == "write" and point.step.startswith(f"{FOLDER}/checkpoints/")
 
 
 def _configuration(folder: Path, seed: int) -> tuple[str, ...]:

@@ -14,18 +14,15 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ray
-
 from actors.agent import Task
 from benchmarks.baking_small import SMALL, write_model
-from benchmarks.harness import Baseline, Figure, progress, torch_threads
+from benchmarks.harness import Baseline, Figure, local_ray, progress, torch_threads
 from coordinators.baking import BakingCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.phase import RunContext
@@ -55,7 +52,7 @@ def run(quick: bool) -> list[Figure]:
         runs = {name: f"{folder}/run/models/{name}" for name in names}
         for seed, run_uri in enumerate(runs.values()):
             write_model(f"{run_uri}/{rundir.START}", seed)
-        with _cluster():
+        with local_ray(len(AGENTS), 150 << 20):
             outcome = bake(f"{folder}/run", runs)
         tasks, _ = _coordinator(f"{folder}/run", lambda *_, **__: None).plan(runs[names[0]])
         least, what = bound(tasks, names, outcome.seconds)
@@ -155,18 +152,3 @@ def mixed_up(run_uri: str, alone: str, name: str, tasks: Sequence[Task]) -> list
         }.items()
         if not good
     ]
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=len(AGENTS),  # one for each agent, whatever the machine has
-        object_store_memory=150 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

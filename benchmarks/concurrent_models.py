@@ -13,19 +13,17 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.agent import Task
 from benchmarks.concurrent_agent import BLOCK, METRICS, Hasher, result_path, tag
-from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.harness import Baseline, Figure, local_ray, progress
 from coordinators.phase import PhaseCoordinator, Role, RunContext
 from coordinators.schedule import awaited
 from phases import storage
@@ -67,7 +65,7 @@ def run(quick: bool) -> list[Figure]:
     for seed in range(rounds):
         plans = {model: plan(model, hash_rounds(seconds), seed) for model in MODELS}
         drawn = draw_faults(plans, faults, seed)
-        with TemporaryDirectory() as folder, _cluster():
+        with TemporaryDirectory() as folder, local_ray(len(AGENTS), 300 << 20):
             undisturbed = carry_out(f"{folder}/clean", plans)
             disturbed = carry_out(f"{folder}/faulty", plans, drawn)
         check_fired(drawn, disturbed)
@@ -188,18 +186,3 @@ def _with_fault(task: Task, fault: tuple[str, float] | None) -> Task:
     if fault is None:
         return task
     return replace(task, arguments=task.arguments | {"fault": fault})
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=len(AGENTS),
-        object_store_memory=300 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -12,24 +12,22 @@ import os
 import statistics
 import subprocess
 import time
-import venv
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import FOLDER, Baseline, Figure, progress
+from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.peers import RESULTS, environment_of
 from phases.errors import ForgeError
 from phases.timing import bootstrap
 from recovery.commits import Commits
 from recovery.inputs import input_hash
 from recovery.journal import Journal
 
-_RESULTS = FOLDER.parent / "bench-results"  # on a disk, where /tmp may be memory
 _ARGUMENTS = {"steps": 1000, "learning_rate": 3e-4, "role": "reasoning"}
 _OURS, _FDATASYNC, _DBOS, _DBOS_WAL = "durable steps", "append and fdatasync", "dbos as it ships", "dbos with a WAL"
 _MODES = {_DBOS: "delete", _DBOS_WAL: "wal"}
-_INSTALL_SECONDS = 300
 
 # Runs in the peer's environment: for each number read, a workflow of so many steps; the answer is its seconds.
 _PEER = """
@@ -64,12 +62,12 @@ DBOS.destroy()
 def run(quick: bool) -> list[Figure]:
     """Measure `step_cost_ratio`, `block_cost_ratio`, `vs_dbos` and `vs_dbos_wal`; dbos only if it can be installed."""
     blocks, steps = (5, 10) if quick else (21, 25)
-    _RESULTS.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=_RESULTS) as folder:
+    RESULTS.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=RESULTS) as folder:
         figures = _step_cost(Path(folder), blocks, steps)
         try:
-            python = _peer_python()
-        except (OSError, subprocess.SubprocessError) as error:
+            python = environment_of("dbos", ("dbos>=3.4,<4",))
+        except (OSError, ForgeError) as error:
             progress(f"skipped: vs_dbos, since dbos cannot be installed ({error})")
             return figures
         return figures + _against_dbos(Path(folder), python, 3 if quick else 9, 2 * steps)
@@ -246,16 +244,3 @@ class _Peer:
         if not line:
             raise ForgeError(f"dbos ended with exit code {self._process.wait(20)}")
         return line
-
-
-def _peer_python() -> Path:
-    """Return the Python of an environment that has dbos, making it where it is not there yet."""
-    folder = _RESULTS / "dbos-venv"
-    python = folder / "bin" / "python"
-    has_dbos = [str(python), "-c", "import dbos"]
-    if not python.exists() or subprocess.run(has_dbos, check=False, capture_output=True).returncode:
-        progress("installing dbos into an environment of its own")
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "dbos>=3.4,<4"]
-        subprocess.run(command, check=True, timeout=_INSTALL_SECONDS, stdout=subprocess.DEVNULL)
-    return python

@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
@@ -28,6 +30,7 @@ from phases.errors import ConfigError, ForgeError
 from phases.timing import Samples, bootstrap, interleaved
 from phases.version import code_version
 
+_T = TypeVar("_T")
 FOLDER = Path(__file__).resolve().parent
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
@@ -163,6 +166,34 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def each_seed(measure: Callable[[int], _T], seeds: Sequence[int]) -> list[_T]:
+    """Measure from each seed in a process of its own on one thread, as many at once as there are cores."""
+    import torch
+
+    workers = min(len(seeds), os.cpu_count() or 1)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(measure, seeds))
+
+
+@contextmanager
+def local_ray(cpus: int, store_bytes: int) -> Iterator[None]:
+    """Have a Ray cluster of this process's own, with as many CPUs as named, whatever the machine has."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def interleave(

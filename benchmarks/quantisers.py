@@ -6,9 +6,6 @@ tool gets the same ONNX file and the same calibration feeds, of which only NNCF'
 
 import hashlib
 import json
-import os
-import subprocess
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.harness import FOLDER, progress
+from benchmarks.harness import progress
+from benchmarks.peers import RESULTS, environment_of, run
 from phases import storage
 from phases.baking.optimise.session import Feeds
-from phases.errors import ForgeError
 
-_RESULTS = FOLDER.parent / "bench-results"
-_INSTALL_SECONDS, _MAKE_SECONDS = 1200, 2400
+_MAKE_SECONDS = 2400
 _TORCH = "torch==2.13.0+cpu"  # and not the one from PyPI, which brings CUDA along
 _ENVIRONMENT = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -78,41 +74,17 @@ class Quantiser:
         for each in feeds:
             for name, value in each.items():
                 key.update(name.encode() + value.tobytes())
-        out = _RESULTS / "quantised" / f"{self.name}-{key.hexdigest()[:16]}.onnx"
+        out = RESULTS / "quantised" / f"{self.name}-{key.hexdigest()[:16]}.onnx"
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            python = self._python()
+            python = environment_of(self.name, self.requirements)
             progress(f"{self.name} quantises")
             given, made = out.with_suffix(".npz"), out.with_suffix(".tmp")
             np.savez(given, **{f"{i}/{n}": v for i, each in enumerate(feeds) for n, v in each.items()})  # type: ignore[arg-type]
-            _run([str(python), "-c", self.script, str(model), str(given), str(made)], _MAKE_SECONDS)
+            run([str(python), "-c", self.script, str(model), str(given), str(made)], _MAKE_SECONDS, _ENVIRONMENT)
             given.unlink()
             made.rename(out)
         return out
-
-    def _python(self) -> Path:
-        """Return the Python of the tool's environment, making it where it is not there yet."""
-        folder = _RESULTS / f"{self.name}-venv"
-        done, wanted = folder / "requirements.json", json.dumps(self.requirements)
-        if not done.exists() or done.read_text() != wanted:
-            progress(f"installing {self.name} into an environment of its own")
-            venv.create(folder, with_pip=True, clear=True)
-            command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *self.requirements]
-            _run(command, _INSTALL_SECONDS)
-            done.write_text(wanted)
-        return folder / "bin" / "python"
-
-
-def _run(command: list[str], seconds: int) -> None:
-    """Run a command. Raises `ForgeError` with the last of what it said where it fails or takes too long."""
-    environment = {**os.environ, **_ENVIRONMENT}
-    environment.pop("PYTHONPATH", None)
-    try:
-        subprocess.run(command, check=True, timeout=seconds, capture_output=True, text=True, env=environment)
-    except subprocess.TimeoutExpired as error:
-        raise ForgeError(f"took more than {seconds} s") from error
-    except subprocess.CalledProcessError as error:
-        raise ForgeError((error.stderr.strip().splitlines() or ["no word"])[-1][:300]) from error
 
 
 def _tool(name: str, script: str, *requirements: str) -> Quantiser:

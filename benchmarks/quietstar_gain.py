@@ -7,13 +7,14 @@ Before Quiet-STaR the coherence of thoughts is judged: does it tell them from co
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.harness import Baseline, Figure, each_seed, progress
 from benchmarks.quietstar_task import (
     OPERATIONS,
     THOUGHTS,
@@ -44,37 +45,39 @@ def figures(seeds: Sequence[int], quick: bool) -> list[Figure]:
 
     Quickly, ponder steps are taught for too short a time to have learned more than their first.
     """
-    ponder_updates = 100 if quick else PONDER_UPDATES
-    found: dict[str, list[float]] = {}
+    found = each_seed(partial(_measure, 100 if quick else PONDER_UPDATES), seeds)
+    return _task_figures({key: [of_seed[key] for of_seed in found] for key in found[0]}, quick)
+
+
+def _measure(ponder_updates: int, seed: int) -> dict[str, float]:
+    found = dict[str, float]()
 
     def note(key: str, value: float) -> None:
-        found.setdefault(key, []).append(value)
-        progress(f"{key}: {value:.3f}")
+        found[key] = value
+        progress(f"seed {seed}, {key}: {value:.3f}")
 
-    greedy = sources.sampled(GREEDY)
-    for seed in seeds:
-        model = prior(seed, PRIOR_STEPS)
-        for key, value in coherence_before(model, seed).items():
-            note(key, value)
-        note("before", accuracy(Thinker(model, THOUGHTS, task_learning()), greedy, seed))
-        thinking = quietstar(model, seed, UPDATES, task_learning())
-        note("thought_accuracy", accuracy(thinking, greedy, seed))
-        for control in ("pause", "random"):
-            note(f"swapped_{control}", accuracy(thinking, getattr(sources, control), seed))
-        note("control_shuffled", accuracy(thinking, sources.shuffled(GREEDY), seed))
-        for injection, value in injections(thinking, seed).items():
-            note(f"gain_per_token_{injection}", value)
-        note("control_none", direct_accuracy(reads_on(model, seed, UPDATES), seed))
-        for control in ("pause", "random"):
-            source = getattr(sources, control)
-            twin = quietstar(model, seed, UPDATES, task_learning(policy_weight=0), source)
-            note(f"control_{control}", accuracy(twin, source, seed))
-        likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
-        note("without_reinforce", accuracy(likelihood_only, greedy, seed))
-        note("thought_free_shortened", direct_accuracy(shortened(thinking, seed, STAGE_UPDATES), seed))
-        note("thought_free", direct_accuracy(internalised(thinking, seed, ponder_updates), seed))
-        note("control_ponder", direct_accuracy(ponders(model, seed, ponder_updates), seed))
-    return _task_figures(found, quick)
+    greedy, model = sources.sampled(GREEDY), prior(seed, PRIOR_STEPS)
+    for key, value in coherence_before(model, seed).items():
+        note(key, value)
+    note("before", accuracy(Thinker(model, THOUGHTS, task_learning()), greedy, seed))
+    thinking = quietstar(model, seed, UPDATES, task_learning())
+    note("thought_accuracy", accuracy(thinking, greedy, seed))
+    for control in ("pause", "random"):
+        note(f"swapped_{control}", accuracy(thinking, getattr(sources, control), seed))
+    note("control_shuffled", accuracy(thinking, sources.shuffled(GREEDY), seed))
+    for injection, value in injections(thinking, seed).items():
+        note(f"gain_per_token_{injection}", value)
+    note("control_none", direct_accuracy(reads_on(model, seed, UPDATES), seed))
+    for control in ("pause", "random"):
+        source = getattr(sources, control)
+        twin = quietstar(model, seed, UPDATES, task_learning(policy_weight=0), source)
+        note(f"control_{control}", accuracy(twin, source, seed))
+    likelihood_only = quietstar(model, seed, UPDATES, task_learning(policy_weight=0))
+    note("without_reinforce", accuracy(likelihood_only, greedy, seed))
+    note("thought_free_shortened", direct_accuracy(shortened(thinking, seed, STAGE_UPDATES), seed))
+    note("thought_free", direct_accuracy(internalised(thinking, seed, ponder_updates), seed))
+    note("control_ponder", direct_accuracy(ponders(model, seed, ponder_updates), seed))
+    return found
 
 
 def _task_figures(found: dict[str, list[float]], quick: bool) -> list[Figure]:

@@ -25,7 +25,6 @@ from phases.baking.dialogues import (
     reply_text,
 )  # fmt: skip
 from phases.baking.lessons import NUMBERS, TOPICS, Lesson
-from phases.cognate.halting import bce_halting_loss, halting_targets
 from phases.cognate.titan import TinyTitan
 from phases.corpus.special import ASSISTANT, END, END_OF_TEXT, PAD, SPECIAL_IDS
 from phases.corpus.tokenizer import encode, train_tokenizer
@@ -129,12 +128,8 @@ class Pupil(nn.Module):
         loss, _ = linear_cross_entropy(
             outputs.flatten(0, 2)[learned], self.model.head_weight, targets[learned], every[learned]
         )
-        losses = torch.cat([segment.losses for segment in segments], dim=-1)
-        halting = torch.cat([segment.ran.halting for segment in segments], dim=-1).float()
-        config = self.model.config
-        halting_loss = bce_halting_loss(halting, halting_targets(losses, config.halt_tolerance))
-        metrics = {"cross_entropy": loss.detach(), "halting_loss": halting_loss.detach()}
-        return loss + config.halting_weight * halting_loss, metrics
+        total, metrics = self.model.with_halting(loss, segments)
+        return total, {"cross_entropy": loss.detach(), "halting_loss": metrics["halting_loss"]}
 
 
 def reply_mask(rows: Tensor) -> Tensor:

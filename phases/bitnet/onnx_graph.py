@@ -246,8 +246,10 @@ def _fold(graph: Graph, name: str, matrix: QuantisedTensor, tokens: str = "") ->
         codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
     stored = pack_bits(codes, bits, BLOCK).reshape(len(codes), -1)[:, : -(-codes.shape[1] * bits // 8)]
     graph.store(name, stored)
-    ones = np.ones((len(codes), 1), np.float16)
-    scales = graph.store(f"{name}.ones", ones) if graph.exact else _scales(graph, name, matrix)
+    if graph.exact:
+        scales = graph.store(f"{name}.ones", np.ones((len(codes), 1), np.float16))
+    else:
+        scales = _scales(graph, name, matrix)
     size, fill = BLOCK * bits // 8, sum(1 << (place + bits - 1) for place in range(0, 8, bits))
     missing = graph.ints(0, 0, 0, blocks * size - stored.shape[1])
     whole = graph.fold("Pad", name, missing, graph.constant(np.array(fill, np.uint8)))

@@ -179,11 +179,15 @@ class TinyTitan(nn.Module):
 
     def loss_of(self, segments: Sequence[Segment]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the training loss and metrics of rows whose `segments` are these."""
+        total = sum((segment.loss for segment in segments), torch.zeros((), device=self.step_embedding.device))
+        return self.with_halting(total, segments)
+
+    def with_halting(self, loss: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a `loss` of what `segments` predict with that of when they halt added, and metrics."""
         losses = torch.cat([segment.losses for segment in segments], dim=-1)
         halting = torch.cat([segment.ran.halting for segment in segments], dim=-1)
         steps = torch.cat([segment.ran.steps for segment in segments], dim=-1)
         hits = torch.cat([segment.ran.hits for segment in segments], dim=-1)
-        total = sum((segment.loss for segment in segments), torch.zeros((), device=losses.device))
         halting_loss = bce_halting_loss(halting.float(), halting_targets(losses, self.config.halt_tolerance))
         metrics = {
             "cross_entropy": at_step(losses, steps).mean(),
@@ -191,7 +195,7 @@ class TinyTitan(nn.Module):
             "ponder_steps": steps.float().mean(),
             "memory_hit_rate": hits.mean(),
         }
-        return total + self.config.halting_weight * halting_loss, metrics
+        return loss + self.config.halting_weight * halting_loss, metrics
 
     def segments(
         self, rows: Tensor, window: SegmentWindow | None = None, *, supervised: bool = True

@@ -13,8 +13,7 @@ Shapes: B rows, T tokens, S ponder steps, P places, n thought tokens.
 import torch
 from torch import Tensor, nn
 
-from phases.cognate.halting import bce_halting_loss, halting_targets
-from phases.cognate.titan import TinyTitan, at_step
+from phases.cognate.titan import TinyTitan
 from phases.quietstar.measure import GREEDY
 from phases.quietstar.sources import sampled
 from phases.quietstar.thinker import Thinker
@@ -48,7 +47,6 @@ class Internaliser(nn.Module):
         targets, thought = self.targets(rows)
         segments = list(self.model.segments(rows, supervised=False))
         hiddens = torch.cat([segment.ran.hiddens for segment in segments], dim=2)
-        losses = torch.cat([segment.losses for segment in segments], dim=2)
         weights = 1 / targets.numel() + thought / (len(targets) * thought.sum().clamp_min(1))
         loss, _ = linear_cross_entropy(
             self.model.norm(hiddens).flatten(0, 2),
@@ -56,16 +54,8 @@ class Internaliser(nn.Module):
             targets.flatten(),
             weights.expand_as(targets).flatten(),
         )
-        halting = torch.cat([segment.ran.halting for segment in segments], dim=2)
-        steps = torch.cat([segment.ran.steps for segment in segments], dim=1)
-        wanted = halting_targets(losses, self.model.config.halt_tolerance)
-        total = loss + self.model.config.halting_weight * bce_halting_loss(halting.float(), wanted)
-        metrics = {
-            "cross_entropy": at_step(losses, steps).mean(),
-            "ponder_steps": steps.float().mean(),
-            "thought_share": thought.float().mean(),
-        }
-        return total, metrics
+        total, metrics = self.model.with_halting(loss, segments)
+        return total, metrics | {"thought_share": thought.float().mean()}
 
     @torch.no_grad()
     def targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ def _clean() -> Outcome:
     points += [Point("checkpoint", f"{task}/{step}") for task in ("instruct", "bake") for step in (2, 4, 6)]
     evidence = [f"{agent}-{'measure' if 'mem' in task else task}.json" for task, agent in WORK.items()][:-1]
     points += [Point("write", f"{FOLDER}/evidence/{name}") for name in evidence]
+    points += [Point("write", f"{FOLDER}/checkpoints/instruct/{step}/state.safetensors") for step in (2, 4, 6)]
     points += [Point("write", path) for path in (f"{FOLDER}/result.json", f"{FOLDER}/baked_model.pt", "config.yaml")]
     points += [Point("write", f"{FOLDER}/optimise/exported-a.onnx"), Point("write", f"{FOLDER}/model/config.json")]
     events = [
@@ -55,6 +56,8 @@ def test_every_agent_meets_every_kind_equally_often() -> None:
     met = Counter((agents[task_of(f.point)], _what(f.kind)) for f in faults)
     assert met == {(agent, what): 4 for agent in AGENTS for what in KINDS}
     assert {fault.point for fault in faults} <= known
+    places = Counter(f.point for f in faults if "/checkpoints/" in f.point.step and f.point.hook == "write")
+    assert set(places.values()) == {1}, "a checkpoint that was torn is written again elsewhere"
     assert plan(3, clean, 60) == plan(3, clean, 60)
     assert plan(4, clean, 60) != plan(3, clean, 60)
 

@@ -1,6 +1,7 @@
 """The harness: goals, discovery, turns, intervals, peak memory and the report's JSON."""
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import forge
 from benchmarks import harness
-from benchmarks.harness import Figure, discover, execute, interleave, machine, peak_rss, ratio_figure
+from benchmarks.harness import Figure, discover, each_seed, execute, interleave, machine, peak_rss, ratio_figure
 from phases.errors import ConfigError, ForgeError
 from phases.timing import bootstrap
 
@@ -70,6 +71,12 @@ def test_interval_narrows_with_more_values() -> None:
     values = np.random.default_rng(1).normal(size=400)
     few, many = bootstrap(values[:20]), bootstrap(values)
     assert many[1] - many[0] < 0.6 * (few[1] - few[0])
+
+
+def test_each_seed_is_measured_in_turn_and_an_error_comes_through() -> None:
+    assert each_seed(math.factorial, [3, 0, 4]) == [6, 1, 24]
+    with pytest.raises(ValueError, match="not defined for negative"):
+        each_seed(math.factorial, [1, -1])
 
 
 def test_discovery_lists_modules_with_run_only() -> None:

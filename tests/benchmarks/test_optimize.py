@@ -42,8 +42,8 @@ def test_calibration_feeds_are_others_of_the_same_shape() -> None:
 
 
 def test_a_tool_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantisers, "_RESULTS", tmp_path)
-    monkeypatch.setattr(Quantiser, "_python", lambda self: "python3")
+    monkeypatch.setattr(quantisers, "RESULTS", tmp_path)
+    monkeypatch.setattr(quantisers, "environment_of", lambda name, requirements: "python3")
     model = tmp_path / "model.onnx"
     model.write_bytes(b"a model")
     feeds = [{"x": np.ones(3)}]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,68 +10,32 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 
 from actors.agent import NAMESPACE
 from actors.baking.baking_coordinator import BakingCoordinator as BakingCoordinatorAgent
+from benchmarks.baking_small import SMALL, write_model
 from coordinators.baking import BakingCoordinator
 from coordinators.config import PipelineConfig
 from coordinators.phase import RunContext
 from coordinators.schedule import check_plan
 from coordinators.tracking import PipelineLogger
-from phases import modeldir, rundir, storage
-from phases.baking.config import (
-    BakingConfig,
-    EvaluationConfig,
-    InstructionConfig,
-    OptimisationConfig,
-    PromptBakingConfig,
-)  # fmt: skip
+from phases import rundir, storage
 from phases.baking.evidence import AGENTS, FOLDER, STEPS
-from phases.baking.instruct import dialogue_tokenizer
-from phases.baking.lessons import LESSONS
 from phases.baking.result import RELIABILITY
 from phases.baking.validation.reports import audit_report
-from phases.cognate.loading import model_config
-from phases.cognate.memory import MemoryConfig
-from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.contract import PhaseResult
-from phases.training.config import TrainingConfig
 from recovery.journal import Journal
 
-TRAINING = TrainingConfig(
-    steps=8, batch_size=8, seq_len=32, learning_rate=5e-3, warmup_steps=2, checkpoint_every=2, precision="fp32"
-)
-BAKING = BakingConfig(
-    instruction=InstructionConfig(training=TRAINING),
-    prompt_baking=PromptBakingConfig(training=TRAINING, trajectories=24),
-    evaluation=EvaluationConfig(dialogues=16, tool_requests=16),
-    optimisation=OptimisationConfig(rounds=3, tokens=8, max_loss=0.5),
-)
-CONFIG = PipelineConfig(name="test", baking=BAKING)
+Recorded = Callable[[Path, bytes], bytes]
+BY_TIME = SMALL.optimisation.model_copy(update={"target": "latency"})
+CONFIG = PipelineConfig(name="test", baking=SMALL.model_copy(update={"optimisation": BY_TIME}))
 
 
 def _run(folder: Path) -> str:
     """Make a run whose first phase has handed on a model."""
-    torch.manual_seed(0)
-    tokenizer = dialogue_tokenizer(LESSONS, 400)
-    config = TitanConfig(
-        vocab_size=tokenizer.get_vocab_size(), d_model=32, n_layers=1, n_heads=2, hidden=64, tied=True,
-        segment_len=128, max_ponder_steps=1, train_ponder_steps=1, memory=MemoryConfig(hidden=16),
-    )  # fmt: skip
-    model = TinyTitan(config)
-    with torch.no_grad():
-        for parameter in model.memory.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape))
     run = str(folder)
     uri = f"{rundir.phase_folder('cognate')}/model"
-    ref = modeldir.save_model(
-        storage.join(run, uri),
-        tensors=model.state_dict(),
-        config=model_config(config),
-        tokenizer=tokenizer.to_str(),
-        lineage=modeldir.Lineage(phase="cognate", seed=0),
-    )
+    ref = write_model(storage.join(run, uri), 0)
     now = datetime.now(UTC)
     handed = PhaseResult(
         success=True, phase="cognate", model=ref.model_copy(update={"uri": uri}), start_time=now, end_time=now,
@@ -105,7 +69,7 @@ def test_it_runs_only_where_it_is_named() -> None:
     assert "baking" in PipelineConfig(name="test", phases=("cognate", "baking")).phases
 
 
-def _assert_documented(run: Path, result: PhaseResult, summary: dict[str, Any]) -> None:
+def _assert_documented(run: Path, result: PhaseResult, summary: dict[str, Any], recorded: Recorded) -> None:
     """The artifacts and the W&B keys that the documents name are there, and the same reliability is told everywhere."""
     files = {"baking_summary.json", "agent_coordination_log.json", "error_recovery_log.json"}
     assert result.artifacts.keys() >= {"baked_model", *files}
@@ -124,17 +88,6 @@ def _assert_documented(run: Path, result: PhaseResult, summary: dict[str, Any]) 
     data = recorded(run, b"baking_summary.json")
     for key in (*(f"baking/{key}" for key in keys), "baked_model", *files):
         assert key.encode() in data, key
-
-
-def recorded(run: Path, key: bytes) -> bytes:
-    """Return the run's W&B file once `key` is in it; it is written by a process of its own."""
-    data = b""
-    for _ in range(100):
-        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-        if key in (data := file.read_bytes()):
-            break
-        time.sleep(0.1)
-    return data
 
 
 def test_the_log_waits_for_what_the_journal_has_not_got_yet(tmp_path: Path) -> None:
@@ -171,7 +124,9 @@ def test_every_task_says_what_to_do_where_memory_does_not_suffice(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_nine_agents_do_the_seven_steps_though_one_is_killed(tmp_path: Path, ray_cluster: None) -> None:
+def test_nine_agents_do_the_seven_steps_though_one_is_killed(
+    tmp_path: Path, ray_cluster: None, recorded: Recorded
+) -> None:
     undisturbed, disturbed = _run(tmp_path / "a"), _run(tmp_path / "b")
     result = asyncio.run(_coordinator(undisturbed).run())
     assert result.metrics["agents_completed"] == 9
@@ -180,7 +135,7 @@ def test_nine_agents_do_the_seven_steps_though_one_is_killed(tmp_path: Path, ray
     log = json.loads((tmp_path / "a" / FOLDER / "agent_coordination_log.json").read_text())
     assert {entry["agent"] for entry in log} == set(AGENTS)
     assert sum(entry["kind"] == "task_finished" for entry in log) == 12  # all but the task that writes it
-    _assert_documented(tmp_path / "a", result, summary)
+    _assert_documented(tmp_path / "a", result, summary, recorded)
 
     killed = list[str]()
 

@@ -1,6 +1,6 @@
 """W&B offline: the documented keys are in the run's files, nothing is sent, and its failures stop nothing."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from coordinators.tracking import PhaseLogger, PipelineLogger
 from phases import storage
 from recovery.health import Health, HealthSettings
 
+Recorded = Callable[[Path, bytes], bytes]
 PROGRESS = {
     "kind": "progress",
     "phase": "cognate",
@@ -22,18 +23,7 @@ PROGRESS = {
 }
 
 
-def recorded(run: Path, key: bytes) -> bytes:
-    """Return the run's file once `key` is in it; W&B writes it from a process of its own."""
-    data = b""
-    for _ in range(100):
-        (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-        if key in (data := file.read_bytes()):
-            break
-        time.sleep(0.1)
-    return data
-
-
-def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     with PipelineLogger(str(tmp_path), load_config("smoke")) as logger:
         logger.on_event({"kind": "phase_started", "phase": "cognate"})
@@ -44,7 +34,9 @@ def test_events_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.M
     assert b"2.71828182845" in data
 
 
-def test_the_newest_report_on_health_goes_with_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_report_on_health_goes_with_the_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Recorded
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     health = Health(HealthSettings(), 0)
     health.on_nodes({"here": {"cpu_percent": 50.0, "memory": {"used": 3e6, "total": 8e6}, "disks": {}, "gpus": []}}, 1)
@@ -57,7 +49,9 @@ def test_the_newest_report_on_health_goes_with_the_curves(tmp_path: Path, monkey
         assert f"health/{key}".encode() in data
 
 
-def test_generations_become_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generations_become_the_documented_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Recorded
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     metrics = {"generation": 1, "best_fitness": 1.05, "average_fitness": 0.9, "diversity": 0.4, "stale": 2}
     metrics |= {"perplexity": 50.0, "accuracy": 0.25}

@@ -1,5 +1,6 @@
 """What passes over ONNX graphs share: constant matrices, what flows through on calibration feeds, new nodes."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,14 @@ def matrices(model: onnx.ModelProto) -> dict[str, Floats]:
 def products(graph: onnx.GraphProto, weights: dict[str, Floats]) -> list[onnx.NodeProto]:
     """Return a graph's products with constant matrices, without those of graphs inside it."""
     return [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+
+
+def by_input(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
+    """Return first input -> the nodes that share it, in order."""
+    groups = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in nodes:
+        groups[node.input[0]].append(node)
+    return groups
 
 
 def split_gemms(model: onnx.ModelProto) -> None:

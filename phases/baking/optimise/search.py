@@ -75,7 +75,8 @@ def compared(files: Mapping[str, Path], failed: dict[str, str], inputs: Inputs, 
         ablations[name] = ablate(file, inputs.evaluation[0], search.rounds, show)
     tried = {name: (file, ablations[name].settings) for name, file in files.items()}
     samples = _final_timing(model, tried, inputs.evaluation[0], search)
-    known = [_measured(name, file, settings, samples, inputs, model) for name, (file, settings) in tried.items()]
+    wanted = outputs(open_session(model, SessionSettings(level="off")), inputs.evaluation)  # as the file was given
+    known = [_measured(name, file, settings, samples, inputs, wanted) for name, (file, settings) in tried.items()]
     candidates = [known[0], *(verdict(c, known[0], search.max_loss) for c in known[1:])]
     return Outcome(known[0], candidates, best(candidates, search.target), ablations, failed, samples)
 
@@ -110,9 +111,8 @@ def _final_timing(
 
 
 def _measured(
-    name: str, file: Path, settings: SessionSettings, samples: Samples, inputs: Inputs, model: Path
+    name: str, file: Path, settings: SessionSettings, samples: Samples, inputs: Inputs, wanted: list[Outputs]
 ) -> Candidate:
-    wanted = _reference(model, inputs)
     found = outputs(open_session(file, settings), inputs.evaluation)
     close = agreement(wanted, found)
     fastest = min(filter(is_full_precision, samples), key=lambda n: median(samples[n]))
@@ -136,8 +136,3 @@ def _measured(
 def is_full_precision(name: str) -> bool:
     """Say whether a name in the final timing is of a full-precision baseline."""
     return name.startswith("fp32") or name == EAGER
-
-
-def _reference(model: Path, inputs: Inputs) -> list[Outputs]:
-    """Return the outputs of the file as it was given, without any optimisation."""
-    return outputs(open_session(model, SessionSettings(level="off")), inputs.evaluation)

@@ -9,7 +9,7 @@ variance d^2/12, so it follows from the channels' ranges and the weights. What w
 Tables that are looked up get a scale for each row. Shapes: T rows, K channels, N outputs.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from phases.baking.optimise.masks import bound_masks
 from phases.baking.optimise.rewriting import (
     Channels,
     Floats,
+    by_input,
     matrices,
     observe,
     products,
@@ -62,9 +63,7 @@ def int8_static(source: Path, out: Path, calibration: Sequence[Feeds]) -> None:
     model = read_model(source)
     split_gemms(model)
     weights = matrices(model)
-    groups = defaultdict[str, list[onnx.NodeProto]](list)
-    for node in products(model.graph, weights):
-        groups[node.input[0]].append(node)
+    groups = by_input(products(model.graph, weights))
     seen = observe(model, groups, calibration)
     for number, (x, nodes) in enumerate(groups.items()):
         if x in seen:

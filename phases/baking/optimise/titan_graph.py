@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from phases.bitnet.memory_writer import ABSENT
-from phases.bitnet.onnx_graph import MICROSOFT, Graph, add_norm, linear, lookup, silu, split
+from phases.bitnet.onnx_graph import MICROSOFT, Graph, add_norm, linear, lookup, silu, split, transposed_product
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 from phases.cognate.titan import TitanConfig
@@ -133,7 +133,7 @@ class _Piece:
         cos, sin = (g.op("Cast", g.op(kind, angles), to=_FLOAT) for kind in ("Cos", "Sin"))
         seen = g.op("Expand", "seen", g.op("Concat", length, places, axis=0))
         allowed = g.op("Concat", seen, g.op("LessOrEqual", here, column), axis=1)
-        zero, never = (g.constant(np.array(value, np.float32)) for value in (0, -ABSENT))
+        zero, never = (g.number(value) for value in (0, -ABSENT))
         keys, values = (
             g.op("Reshape", name, self._flat_size(name), allowzero=1) for name in ("past_keys", "past_values")
         )
@@ -222,8 +222,8 @@ class _Step:
     def _active(self, going_on: str) -> str:
         """Return which tokens have not halted, (B, T)."""
         g = self.graph
-        halted = g.op("Sub", g.constant(np.array(1, np.float32)), going_on)
-        return g.op("Less", halted, g.constant(np.array(self.titan.halt_threshold, np.float32)))
+        halted = g.op("Sub", g.number(1), going_on)
+        return g.op("Less", halted, g.number(self.titan.halt_threshold))
 
     def _start(self, hidden: str) -> str:
         g, name = self.graph, "step_embedding"
@@ -251,7 +251,7 @@ class _Step:
         k, v = (g.op("Squeeze", x, g.ints(0)) for x in (k, v))
         past_k, past_v = (g.op("Gather", cache, index, axis=0) for cache in (shared.keys, shared.values))
         scale = float(a.head_dim**-0.5)
-        scores = [g.op("FusedMatMul", q, x, domain=MICROSOFT, transB=1, alpha=scale) for x in (past_k, k)]
+        scores = [transposed_product(g, q, x, scale) for x in (past_k, k)]
         p = g.op("Softmax", g.op("Add", g.op("Concat", *scores, axis=3), shared.mask), axis=3)
         before, now = g.ops("Split", p, shared.lengths, outputs=2, axis=3)
         mixed = g.op("Add", g.op("MatMul", before, past_v), g.op("MatMul", now, v))
@@ -270,9 +270,9 @@ class _Step:
             shifted = g.op("Slice", pool, g.ints(back), end, g.ints(1))
             parts.append(g.op("Mul", shifted, g.store(f"memory.q_conv.{back}", taps[back])))
         query = g.op("Sum", *parts)
-        match = g.op("FusedMatMul", query, "slot_keys", domain=MICROSOFT, transB=1)
+        match = transposed_product(g, query, "slot_keys")
         top, slots = g.ops("TopK", g.op("Sub", match, shared.slot_fade), g.ints(top_k), outputs=2, axis=2)
-        null = g.op("Mul", g.op("Slice", top, g.ints(0), g.ints(1), g.ints(2)), g.constant(np.array(0, np.float32)))
+        null = g.op("Mul", g.op("Slice", top, g.ints(0), g.ints(1), g.ints(2)), g.number(0))
         weights = g.op("Softmax", g.op("Concat", null, top, axis=2), axis=2)
         weights = g.op("Slice", weights, g.ints(1), g.ints(1 + top_k), g.ints(2))
         chosen = g.op("Gather", shared.slot_values, g.op("Add", slots, shared.slot_rows), axis=0)  # (B, T, top_k, D)

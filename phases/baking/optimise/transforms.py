@@ -7,7 +7,6 @@ still apply.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from phases.baking.optimise.masks import bounded_masks
 from phases.baking.optimise.rewriting import (
     Floats,
+    by_input,
     drop_unused,
     matrices,
     observe,
@@ -32,11 +32,10 @@ from phases.baking.optimise.rewriting import (
     use_microsoft_operators,
 )
 from phases.baking.optimise.session import Feeds, graphs, read_model
-from phases.baking.optimise.static_int8 import int8_static
+from phases.baking.optimise.static_int8 import APART, int8_static
 from phases.bitnet.onnx_graph import MICROSOFT
 from phases.bitnet.packing import pack_bits
 
-OUTLIERS = 8  # channels per layer
 WORTH = 2.5  # times that a layer's range must shrink without them
 BLOCK = 32  # columns to a scale, of weights in 8 or 4 bits
 _SPLIT = "outliers_of_"
@@ -50,10 +49,7 @@ def merge_products(source: Path, out: Path, calibration: Sequence[Feeds]) -> Non
     """
     model = read_model(source)
     weights = matrices(model)
-    groups = defaultdict[str, list[onnx.NodeProto]](list)
-    for node in products(model.graph, weights):
-        groups[node.input[0]].append(node)
-    shared = [group for group in groups.values() if len(group) > 1]
+    shared = [group for group in by_input(products(model.graph, weights)).values() if len(group) > 1]
     if not shared:
         raise ValueError("no two products with constant matrices share an input")
     for number, nodes in enumerate(shared):
@@ -84,7 +80,7 @@ def int8_outliers(source: Path, out: Path, calibration: Sequence[Feeds]) -> None
     for number, node in enumerate(nodes):
         channels = seen.get(node.input[0])
         if channels is not None and _has_outliers(channels.largest):
-            chosen = np.sort(np.argsort(channels.largest)[-OUTLIERS:])
+            chosen = np.sort(np.argsort(channels.largest)[-APART:])
             excluded.append(_split(model, node, weights[node.input[1]], chosen, number))
     _quantise(model, out, excluded)
 
@@ -166,7 +162,7 @@ TRANSFORMS: dict[str, Transform] = {
 def _has_outliers(channels: Floats) -> bool:
     """Say whether a layer's range shrinks enough without its largest channels to pay for a product of their own."""
     ordered = np.sort(channels)
-    return len(ordered) > 4 * OUTLIERS and bool(ordered[-1] > WORTH * ordered[-OUTLIERS - 1])
+    return len(ordered) > 4 * APART and bool(ordered[-1] > WORTH * ordered[-APART - 1])
 
 
 def _split(model: onnx.ModelProto, node: onnx.NodeProto, weight: Floats, chosen: Floats, number: int) -> str:
