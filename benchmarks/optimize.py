@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from benchmarks import documented, graphs, minilm, titan_export
 from benchmarks.harness import Baseline, Figure, progress, ratio_figure, torch_threads
 from benchmarks.quantisers import QUANTISERS
+from phases.baking.optimise.ablation import Ablation
 from phases.baking.optimise.inputs import Inputs
 from phases.baking.optimise.quality import agreement, outputs
 from phases.baking.optimise.search import Outcome, Search, compared, transformed
@@ -60,6 +61,7 @@ def _figures(model: Path, folder: Path, package: Path | None, quick: bool) -> li
     dev = minilm.pairs("dev", 150 if quick else 1500) if package else []
     return [
         *_against(others, outcome, long, short, rounds),
+        harm(outcome.ablations),
         *_quality(model, others, outcome, package, dev),
     ]
 
@@ -100,6 +102,22 @@ def _against(others: Mapping[str, Path], outcome: Outcome, long: Feeds, short: F
             baseline=Baseline(what="fp32", value=Path(outcome.baseline.file).stat().st_size / 1e6),
         ),
     ]
+
+
+def harm(ablations: Mapping[str, Ablation]) -> Figure:
+    """Return which of the runtime's own passes the ablation finds to do most harm, of none of which it was told."""
+    gains = {(file, name): gain for file, found in ablations.items() for name, gain in found.gains.items()}
+    (file, name), gain = max(gains.items(), key=lambda each: each[1].low)
+    return Figure(
+        key="harmful_fusion",
+        value=gain.value,
+        unit=f"x as fast without {name}, {file}, the worst of {len(gains)} passes and files",
+        better="higher",
+        goal=1.0,
+        baseline=Baseline(what="with all, CPU ms", value=1e3 * ablations[file].seconds["all"]),
+        low=gain.low,
+        high=gain.high,
+    )
 
 
 def _ratio(key: str, samples: Samples, other: str, chosen: str, goal: float | None) -> Figure:

@@ -19,9 +19,17 @@ from phases.settings import Settings
 class LoRAConfig(Settings):
     """Where adapters go and how large they are."""
 
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=16.0, gt=0, description="scale times rank")
-    targets: tuple[str, ...] = Field(default=("qkv", "out", "gate_up", "down"), min_length=1, description="of a block")
+    rank: int = Field(
+        default=2,
+        ge=1,
+        description="small, for the values seen in baking are not to be learned: of rank 16 on all matrices, unseen "
+        "values were stated 6 to 12 points less often than by the prompted model, of rank 2 on attention 0 to 4 "
+        "(`forge bench baking`)",
+    )
+    alpha: float = Field(default=2.0, gt=0, description="scale times rank")
+    targets: tuple[str, ...] = Field(
+        default=("qkv", "out"), min_length=1, description="of a block; gate_up and down are its others"
+    )
 
 
 class LoRALinear(nn.Module):

@@ -7,9 +7,12 @@ import pytest
 
 from benchmarks import minilm, quantisers
 from benchmarks.documented import _fresh
+from benchmarks.optimize import harm
 from benchmarks.quantisers import Quantiser
 from benchmarks.zoo import ZOO, Bottleneck, resnet
+from phases.baking.optimise.ablation import Ablation
 from phases.baking.optimise.session import Feeds, SessionSettings, open_session
+from phases.baking.optimise.timing import Ratio
 from phases.errors import ForgeError
 
 
@@ -53,3 +56,15 @@ def test_a_tool_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Quantiser("other", (), "raise KeyError('no such recipe')").quantise(model, feeds)
     left = sorted(path.suffix for path in (tmp_path / "quantised").iterdir())
     assert left.count(".onnx") == 1
+
+
+def test_the_fusion_that_does_most_harm_is_named_with_its_file() -> None:
+    def found(gains: dict[str, Ratio]) -> Ablation:
+        return Ablation(gains, SessionSettings(), {"all": 0.02}, {})
+
+    harmless, noisy = Ratio(0.99, 0.97, 1.01), Ratio(1.3, 0.9, 1.7)
+    ablations = {"fp32": found({"A": noisy}), "int8": found({"A": harmless, "B": Ratio(1.16, 1.07, 1.2)})}
+    figure = harm(ablations)
+    assert (figure.value, figure.low, figure.ok) == (1.16, 1.07, True)
+    assert "without B, int8, the worst of 3" in figure.unit
+    assert not harm({"fp32": found({"A": harmless})}).ok
