@@ -90,7 +90,7 @@ def test_baking_takes_over_what_the_prompt_does(
 ) -> None:
     base = copy.deepcopy(titan)
     retained = retention_examples(base, tokenizer, LESSONS, draw_requests(LESSONS, "baking", 8, 1), PROMPT, 1)
-    adapted = bake(titan, examples, retained, _config(40), 0)
+    adapted = bake(titan, examples, retained, _config(60), 0)
     before, after = divergence(base, base, examples), divergence(base, adapted.plain(), examples)
     assert after < 0.3 * before
     half = divergence(base, adapted.plain(0.5), examples)
