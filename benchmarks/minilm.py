@@ -138,13 +138,16 @@ def _norm(g: Graph, stored: Weights, x: str, name: str) -> str:
 
 
 def pairs(split: str, count: int) -> list[tuple[str, str, float]]:
-    """Return sentence pairs and their similarity from the STS benchmark; none where its files are absent."""
+    """Return sentence pairs and their similarity from the STS benchmark; none where its files are absent.
+
+    They are spread over the whole file, which has captions first, then news and questions.
+    """
     file = Path(os.environ.get("FORGE_DATA", "../shared/data")) / f"stsb_{split}.csv"
     if not file.exists():
         return []
     with file.open() as lines:
         rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(row[5], row[6], float(row[4])) for row in rows[:count]]
+    return [(row[5], row[6], float(row[4])) for row in rows[:: max(1, len(rows) // count)][:count]]
 
 
 def feeds(folder: Path | None, sentences: Sequence[str], length: int | None = None) -> list[Feeds]:

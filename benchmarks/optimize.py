@@ -46,7 +46,7 @@ def run(quick: bool) -> list[Figure]:
 
 def _figures(model: Path, folder: Path, package: Path | None, quick: bool) -> list[Figure]:
     rounds = 9 if quick else 25
-    train = [text for a, b, _ in minilm.pairs("train", 64 if quick else 256) for text in (a, b)] or ["a"] * 32
+    train = [text for a, b, _ in minilm.pairs("train", 64 if quick else 512) for text in (a, b)] or ["a"] * 32
     long, short = (minilm.feeds(package, [text], _LENGTH)[0] for text in (" ".join(train), _SHORT))
     inputs = Inputs(minilm.feeds(package, train[::2]), [long, *minilm.feeds(package, train[1::2])])
     wanted = {name: TRANSFORMS[name] for name in ("int8", "int8_outliers", "int8_static", "weights_bf16")}

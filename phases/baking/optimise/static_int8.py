@@ -37,7 +37,7 @@ from phases.bitnet.onnx_graph import MICROSOFT
 
 APART = 8  # channels that go through fp32 where that is the remedy
 SMOOTHING = 0.7  # share of a channel's size that goes into its weights
-_WORTH = 2.0  # times that the error must fall for a dearer remedy
+_WORTH = 1.5  # times that the error must fall for a dearer remedy
 _LEAST_ROWS = 1024  # of a table for its scales to be worth it
 _TINY = 1e-6
 
