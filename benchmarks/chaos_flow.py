@@ -12,9 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.flow import FlowClient, Publisher
+from benchmarks.harness import local_ray
 from coordinators.dataflow import spawn_flow
 from coordinators.deliveries import FlowSettings
 from recovery.faults import Fault, FaultLog, Fired, Kind, Point, draw
@@ -95,12 +94,9 @@ def carry(folder: Path, faults: list[Fault]) -> tuple[list[Fired], int, int, flo
     """Carry messages under the plan; return what fired, how many are lost and handled twice, and the seconds."""
     log = FaultLog(folder / "faults")
     log.write_plan(str(folder / "run"), faults)
-    ray.init(address="local", num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
-    start = time.monotonic()
-    try:
+    with local_ray(1, 80 << 20):
+        start = time.monotonic()
         asyncio.run(asyncio.wait_for(_carry(str(folder / "run"), log), _LIMIT_SECONDS))
-    finally:
-        ray.shutdown()
     effects = Counter(effect for _, effect in Inbox(_inbox(str(folder / "run"))).effects())
     total = len(_SOURCES) * _PUBLICATIONS * _BODIES
     return log.fired(), total - len(effects), sum(effects.values()) - len(effects), time.monotonic() - start

@@ -14,7 +14,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from typing import Any
 import ray
 
 from actors.flow import FlowClient, Publisher
-from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.harness import Baseline, Figure, local_ray, progress
 from coordinators.dataflow import flow_uri, inspect, spawn_flow
 from coordinators.deliveries import FlowSettings
 from phases import storage
@@ -40,7 +40,7 @@ _BODY_BYTES = 100
 
 def run(quick: bool) -> list[Figure]:
     """Measure `lost`, `handled_twice` and `throughput_ratio`."""
-    with _cluster(), TemporaryDirectory() as folder:
+    with local_ray(2, 160 << 20), TemporaryDirectory() as folder:
         figures = _faults(str(Path(folder, "faults")), messages=5_000 if quick else 100_000, kills=6 if quick else 30)
         return [*figures, _throughput(folder, messages=20_000 if quick else 100_000, rounds=3 if quick else 5)]
 
@@ -244,12 +244,3 @@ async def _flow_rate(run: str, messages: int) -> float:
     for actor in (receiver, flow):
         ray.kill(actor)
     return messages / seconds
-
-
-@contextlib.contextmanager
-def _cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, object_store_memory=160 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import Baseline, Figure, progress
-from benchmarks.peers import RESULTS, environment_of
+from benchmarks.harness import RESULTS, Baseline, Figure, progress
+from benchmarks.peers import environment_of
 from phases.errors import ForgeError
 from phases.timing import bootstrap
 from recovery.commits import Commits

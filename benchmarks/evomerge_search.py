@@ -8,11 +8,9 @@ is then measured on text and questions that no search saw.
 import hashlib
 import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.harness import FOLDER, Baseline, Figure, interleave, progress
+from benchmarks.harness import RESULTS, Baseline, Figure, each_seed, interleave, progress
 from coordinators.config import load_config
 from phases import modeldir, rundir, storage
 from phases.cognate import phase as cognate
@@ -41,7 +39,6 @@ from phases.evomerge.ledger import Ledger
 from phases.evomerge.space import Choice, Genome, Space, Value
 from phases.probes import RunFiles
 
-_KEPT = FOLDER.parent / "bench-results"
 _FINALS = 12  # data of the finals over the search's
 _TIE = 0.005  # fitness; the tolerance of the phase's claim
 _RIVALS = ("cma-es", "pymoo GA", "random search", "best parent", "uniform average")
@@ -52,9 +49,8 @@ def search_figures(quick: bool) -> list[Figure]:
     """Return `search_wins` and `merge_share`."""
     run = specialists()
     seeds, budget = (2, 62) if quick else (10, 302)
-    ledger = str(_KEPT / "evomerge-ledger")  # entries are named by all that counts, so what is there need not be redone
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        rows = list(pool.map(partial(_contest, str(run), ledger, budget), range(seeds)))
+    # Entries of the ledger are named by all that counts, so what is there need not be redone.
+    rows = each_seed(partial(_contest, str(run), str(RESULTS / "evomerge-ledger"), budget), range(seeds))
     wins = [float(all(row["ours"] >= row[rival] - _TIE for rival in _RIVALS)) for row in rows]
     raw = {name: [row[name] for row in rows] for name in ("ours", *_RIVALS)}
     means = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in raw.items())
@@ -77,7 +73,7 @@ def specialists() -> Path:
     """Return a run directory with three trained nano models and their warm-up, made once and kept."""
     config = load_config("nano")
     digest = hashlib.sha256(config.cognate.model_dump_json().encode()).hexdigest()[:8]
-    run = _KEPT / f"evomerge-specialists-{digest}"
+    run = RESULTS / f"evomerge-specialists-{digest}"
     if storage.exists(str(run / rundir.result_path("cognate"))):
         return run
     progress("training the specialists: a few minutes, once")
@@ -137,7 +133,6 @@ def _config(budget: int) -> EvoMergeConfig:
 
 def _contest(run: str, ledger: str, budget: int, seed: int) -> dict[str, float]:
     """Let all searchers spend `budget` evaluations and return the held-out fitness of what each found."""
-    torch.set_num_threads(1)
     config = _config(budget)
     search = phase.prepare(RunFiles(run), config, 0)
     problem = _Problem(search, Positions(search.evaluator.parents, 0), Ledger(ledger))

@@ -32,6 +32,7 @@ from phases.version import code_version
 
 _T = TypeVar("_T")
 FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parent / "bench-results"  # on a disk, where /tmp may be memory
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 

@@ -7,10 +7,9 @@ import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.harness import FOLDER, progress
+from benchmarks.harness import RESULTS, progress
 from phases.errors import ForgeError
 
-RESULTS = FOLDER.parent / "bench-results"  # on a disk, where /tmp may be memory
 _INSTALL_SECONDS = 1200
 
 

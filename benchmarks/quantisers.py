@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.harness import progress
-from benchmarks.peers import RESULTS, environment_of, run
+from benchmarks.harness import RESULTS, progress
+from benchmarks.peers import environment_of, run
 from phases import storage
 from phases.baking.optimise.session import Feeds
 

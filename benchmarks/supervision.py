@@ -24,7 +24,7 @@ import ray
 
 from actors.agent import NAMESPACE, Agent, as_actor
 from actors.supervised import HEARTBEAT, Stage
-from benchmarks.harness import Baseline, Figure, progress
+from benchmarks.harness import Baseline, Figure, local_ray, progress
 from benchmarks.stale import stale_commits
 from phases.storage import folder_name
 from phases.timing import bootstrap
@@ -44,7 +44,7 @@ def run(quick: bool) -> list[Figure]:
         state = Path(folder, "state.npy")
         np.save(state, np.arange(STATE_MB << 18, dtype=np.float32))
         bench = _Bench(folder, str(state))
-        with _cluster():
+        with local_ray(2, 160 << 20):
             figures = [
                 *asyncio.run(bench.kills(8 if quick else 60, baselines=2 if quick else 10)),
                 asyncio.run(bench.cold(3 if quick else 9)),
@@ -349,12 +349,3 @@ def _hogs(count: int) -> Iterator[None]:
 def _spin() -> None:
     while True:
         sum(range(1_000_000))
-
-
-@contextlib.contextmanager
-def _cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, object_store_memory=160 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
