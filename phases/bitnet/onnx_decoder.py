@@ -1,12 +1,13 @@
 """Reading on with a plain decoder: its attention appends to the cache by itself, so a token costs one bare run.
 
-Shapes: T tokens, V vocabulary, L layers, G key and value heads, W places of the cache, K head dimension.
+Shapes: T tokens, V vocabulary, L layers, G key and value heads, W places of the cache, P width of a padded head.
 """
 
 import numpy as np
 import onnxruntime as ort
 
 from phases.bitnet.onnx_binding import PLACES, Floats, Read, StoredRows, bind, bind_output, checked, rotation
+from phases.bitnet.onnx_heads import padded_width
 from phases.bitnet.onnx_prefill import MANY
 from phases.bitnet.packed import Architecture
 
@@ -49,10 +50,13 @@ class DecoderStream:
         self._cache = cache
 
     def _make_cache(self, places: int) -> Floats:
-        """Allocate keys and values (L, 2, G, W, K) and bind them, as inputs and as outputs, with all places' turns."""
+        """Allocate keys and values (L, 2, G, W, P) and bind them, as inputs and as outputs, with all places' turns."""
         a = self.architecture
-        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, a.head_dim), np.float32)
-        self._turns = [part.astype(np.float32) for part in rotation(np.arange(places), a.head_dim, a.rope_theta)]
+        width = padded_width(a.head_dim)
+        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, width), np.float32)
+        self._turns = [np.zeros((places, width // 2), np.float32) for _ in range(2)]
+        for turns, values in zip(self._turns, rotation(np.arange(places), a.head_dim, a.rope_theta), strict=True):
+            turns[:, : a.head_dim // 2] = values
         for binding in self._bindings:
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):

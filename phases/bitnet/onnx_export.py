@@ -1,13 +1,14 @@
 """A packed model as one ONNX file: one pass of tokens through the stack, with caches as inputs and outputs.
 
-For a plain decoder a pass is all there is, and where its heads have a width that `GroupQueryAttention` takes, this one
-node is its attention: it rotates, and appends to the cache in place. A TinyTitan takes up to `steps` passes per token;
-the caller runs the next one with the tokens that have not halted, and gets the logits of those that have
+For a plain decoder a pass is all there is, and its attention is one node, `GroupQueryAttention`: it rotates, and
+appends to the cache in place. An exact file has it node by node in fp64. A TinyTitan takes up to `steps` passes per
+token; the caller runs the next one with the tokens that have not halted, and gets the logits of those that have
 (`onnx_runtime.py`). Whatever of the cache a token may not see is masked, so buffers of fixed size can be bound once and
 nothing is copied per token.
 
-Inputs of a grouped decoder (T tokens, W places of the cache): `tokens` (T), `cos`, `sin` (W, K/2, of all places),
-`last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`, `value_i` (1, G, W, K) for each layer.
+Inputs of a grouped decoder (T tokens, W places of the cache, P width of a padded head): `tokens` (T), `cos`, `sin`
+(W, P/2, of all places), `last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`, `value_i` (1,
+G, W, P) for each layer.
 Outputs: `logits` (T, V), and `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory.
 
 Inputs of all others (S memory slots, P earlier memory queries):
@@ -39,12 +40,12 @@ from phases.bitnet.onnx_graph import (
     split,
     transposed_product,
 )
+from phases.bitnet.onnx_heads import pad_heads, pad_rows, padded_width, places
 from phases.bitnet.onnx_map import FOLDED
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
 HEAD = "embedding.weight"
-_GROUPED_WIDTH = 16  # of which a head's has to be a multiple for `GroupQueryAttention` to rotate it
 
 
 def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
@@ -69,8 +70,9 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
 
 
 def _inputs(a: Architecture, grouped: bool, floats: int) -> list[onnx.ValueInfoProto]:
-    cache: list[int | str] = [1, a.n_kv_heads, "W", a.head_dim]
-    rotation: list[int | str] = ["W" if grouped else "T", a.head_dim // 2]
+    width = padded_width(a.head_dim) if grouped else a.head_dim
+    cache: list[int | str] = [1, a.n_kv_heads, "W", width]
+    rotation: list[int | str] = ["W" if grouped else "T", width // 2]
     shapes: dict[str, tuple[int, list[int | str]]] = {"tokens": (TensorProto.INT64, ["T"])}
     shapes |= dict.fromkeys(("cos", "sin"), (floats, rotation))
     if grouped:
@@ -106,7 +108,7 @@ class _Exporter:
     @property
     def grouped(self) -> bool:
         """Whether attention is one node: it masks nothing but what comes later, and knows no exact mode."""
-        return self.a.titan is None and not self.graph.exact and self.a.head_dim % _GROUPED_WIDTH == 0
+        return self.a.titan is None and not self.graph.exact
 
     def build(self) -> list[onnx.ValueInfoProto]:
         """Add all nodes and return the outputs."""
@@ -145,27 +147,39 @@ class _Exporter:
         x, pending, outputs = g.op("Unsqueeze", self._first(), g.ints(0)), "", list[onnx.ValueInfoProto]()
         for layer in range(a.n_layers):
             normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
-            qkv = self._linear(normed, f"blocks.{layer}.qkv")
-            attended, names = g.name("attended"), [f"key_{layer}", f"value_{layer}"]
-            present = [f"present_{name}" for name in names]
-            node = helper.make_node(
-                "GroupQueryAttention",
-                [qkv, "", "", *names, "last_place", "count", "cos", "sin"],
-                [attended, *present],
-                domain=MICROSOFT,
-                num_heads=a.n_heads,
-                kv_num_heads=a.n_kv_heads,
-                do_rotary=1,
-                scale=float(a.head_dim**-0.5),
-            )
-            g.nodes.append(node)
-            outputs += [self._output(name, [1, a.n_kv_heads, "W", a.head_dim]) for name in present]
-            made = self._linear(attended, f"blocks.{layer}.out")
-            normed, x = self._add_norm(x, made, f"blocks.{layer}.mlp_norm.weight")
+            attended, present = self._attend_grouped(normed, layer)
+            outputs += [self._output(name, [1, a.n_kv_heads, "W", padded_width(a.head_dim)]) for name in present]
+            normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
             pending = self._mlp(normed, layer)
         normed, _ = self._add_norm(x, pending, "norm.weight")
         self._rename(self._head(g, g.op("Squeeze", normed, g.ints(0))), "logits")
         return [*outputs, self._output("logits", ["T", a.vocab_size])]
+
+    def _attend_grouped(self, x: str, layer: int) -> tuple[str, list[str]]:
+        """Return the attention's contribution (1, T, D) and the names of the cache's parts behind it."""
+        g, a, name = self.graph, self.a, f"blocks.{layer}.qkv"
+        matrix, bias = (
+            pad_heads(self.model.matrices[f"{name}.weight"], a.head_dim),
+            self.model.vectors.get(f"{name}.bias"),
+        )
+        padded_bias = None if bias is None else pad_rows(bias, a.head_dim)
+        qkv = linear(g, x, f"{name}.weight", matrix, bias=padded_bias)
+        attended, past = g.name("attended"), [f"key_{layer}", f"value_{layer}"]
+        present = [f"present_{part}" for part in past]
+        node = helper.make_node(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, "last_place", "count", "cos", "sin"],
+            [attended, *present],
+            domain=MICROSOFT,
+            num_heads=a.n_heads,
+            kv_num_heads=a.n_kv_heads,
+            do_rotary=1,
+            scale=float(a.head_dim**-0.5),
+        )
+        g.nodes.append(node)
+        if padded_width(a.head_dim) > a.head_dim:
+            attended = g.op("Gather", attended, g.constant(places(a.head_dim, a.n_heads).numpy()), axis=2)
+        return self._linear(attended, f"blocks.{layer}.out"), present
 
     def _logits(self) -> list[onnx.ValueInfoProto]:
         return [self._output("logits", ["H", self.a.vocab_size]), self._output("normed", ["H", self.a.d_model])]
