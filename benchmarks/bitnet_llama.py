@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.bitnet_models import decoder
 from benchmarks.harness import Baseline, Figure, progress, torch_threads
-from phases.bitnet.activations import BLOCK_128
+from phases.bitnet.activations import quantiser_for
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.gguf_file import write_gguf
 from phases.bitnet.linear import BitLinear
@@ -143,7 +143,7 @@ def _trained(corpus: Corpus, steps: int) -> Any:
     network = LlamaForCausalLM(shape)
     for name, layer in list(network.named_modules()):
         if name.endswith(_LINEAR):
-            network.set_submodule(name, BitLinear(layer, ternarise, BLOCK_128))
+            network.set_submodule(name, BitLinear(layer, ternarise, quantiser_for("block", layer.in_features, 2)))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
     for step in range(steps):
         rows = torch.from_numpy(corpus.batch(step, batch_size=8, seq_len=_LENGTH, mix={"text": 1.0}, seed=0))

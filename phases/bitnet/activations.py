@@ -1,7 +1,8 @@
 """Activations in int8, as explicit objects: the same one quantises in training, in the reference and in an export.
 
-`PER_TOKEN` is BitNet's (Ma et al. 2024): one scale for a token. `BLOCK_128` has one for every 128 columns, which is
-what ONNX Runtime's kernels compute where weights are in blocks of 128; a model is trained with what it will run with.
+`PER_TOKEN` is BitNet's (Ma et al. 2024): one scale for a token. The others have one for each block of columns, which is
+what ONNX Runtime's kernels compute with weights in blocks: `BLOCK_128`, and `BLOCK_64` before ternary matrices of few
+columns (`block_size`). A model is trained with what it will run with.
 
 Shapes: (..., K) activations, C blocks.
 """
@@ -16,7 +17,8 @@ from torch.autograd import Function
 
 Name = Literal["block", "per_token"]
 MOST = 127
-BLOCK: Final = 128  # columns that the runtime's fastest kernels take at once
+BLOCK: Final = 128  # columns; smaller blocks cost time
+_NARROW, _NARROW_COLUMNS = 64, 256  # a block, and the most columns it is for
 LEAST = 1e-10  # a block of zeros counts as having this largest value, so that it has a scale
 
 
@@ -58,12 +60,22 @@ class ActivationQuantiser:
         return (blocks * (MOST / largest)).round_().clamp_(-MOST, MOST), largest.div_(MOST)
 
 
-BLOCK_128, PER_TOKEN = ActivationQuantiser(BLOCK), ActivationQuantiser(None)
+BLOCK_64, BLOCK_128, PER_TOKEN = ActivationQuantiser(_NARROW), ActivationQuantiser(BLOCK), ActivationQuantiser(None)
 
 
-def quantiser_for(name: Name) -> ActivationQuantiser:
-    """Return the quantiser of that name."""
-    return PER_TOKEN if name == "per_token" else BLOCK_128
+def block_size(columns: int, bits: int) -> int:
+    """Return the columns of a block: 128, or 64 in ternary matrices of up to 256.
+
+    ONNX Runtime's 2-bit kernels hold and multiply four blocks at once: for 216 columns, 512 in blocks of 128.
+    """
+    return _NARROW if bits == 2 and columns <= _NARROW_COLUMNS else BLOCK
+
+
+def quantiser_for(name: Name, columns: int, bits: int) -> ActivationQuantiser:
+    """Return the quantiser of that name before a matrix of so many columns and bits."""
+    if name == "per_token":
+        return PER_TOKEN
+    return BLOCK_64 if block_size(columns, bits) == _NARROW else BLOCK_128
 
 
 class _StraightThrough(Function):

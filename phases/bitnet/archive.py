@@ -34,7 +34,7 @@ def to_bytes(model: PackedModel, kind: Kind) -> bytes:
         if isinstance(matrix, Tensor):
             tensors[name] = matrix.contiguous()
             continue
-        codes, bits = matrix.codes.numpy(), 2 if isinstance(matrix, TernaryTensor) else matrix.bits
+        codes, bits = matrix.codes.numpy(), matrix.bits
         as_trits = kind == "archive" and bits == 2
         data = np.frombuffer(pack_trits(codes), np.uint8) if as_trits else pack_bits(codes, bits, _BLOCK)
         tensors[name], tensors[f"{name}.scale"] = torch.from_numpy(data.copy()), matrix.scale.half()

@@ -4,14 +4,15 @@ It is the model's own code over the weights as stored, so that what is remembere
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from phases.bitnet.activations import quantiser_for
+from phases.bitnet.activations import ActivationQuantiser, quantiser_for
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import LongTermMemory, MemoryState
 
@@ -21,6 +22,7 @@ _PREFIX = "memory."
 _GATES = ("address_gate.weight", "address_gate.bias", "decay_gate.weight", "decay_gate.bias")
 _VECTORS = ("norm.weight", "k_conv", "v_conv", *_GATES)
 _MATRICES = ("k.weight", "v.weight")
+_ROW_BITS = 8  # of a quantised head, or 4: they have the same blocks
 
 
 def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
@@ -32,6 +34,7 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
             tensors[name] = matrix
         else:
             tensors |= {f"{name}.codes": matrix.codes, f"{name}.scale": matrix.row_scale.half().contiguous()}
+            tensors[f"{name}.bits"] = torch.tensor(matrix.bits)
     return tensors
 
 
@@ -41,20 +44,21 @@ class MemoryWriter:
     def __init__(self, architecture: Architecture, tensors: Mapping[str, Tensor], *, exact: bool = False) -> None:
         config = architecture.titan
         assert config is not None
-        activations = quantiser_for(architecture.activations)
-        self._activations = activations if architecture.quantised_head else None
+        name, width = architecture.activations, config.d_model
+        self._activations = quantiser_for(name, width, _ROW_BITS) if architecture.quantised_head else None
         self._dtype = torch.float64 if exact else torch.float32
-        self._memory = LongTermMemory(config.d_model, config.memory).to(self._dtype).eval()
-        own = self._memory.state_dict()
-        for name in _VECTORS:
-            own[name] = tensors[name]
-        for name in _MATRICES:
-            plain = tensors.get(name)
-            own[name] = tensors[f"{name}.codes"] * tensors[f"{name}.scale"].to(self._dtype) if plain is None else plain
-        self._memory.load_state_dict(own)
-        if f"{_MATRICES[0]}.codes" in tensors:
-            for projection in (self._memory.k, self._memory.v):
-                projection.register_forward_pre_hook(lambda _, inputs: (activations.values(inputs[0]),))
+        own = {vector: tensors[vector] for vector in _VECTORS}
+        for matrix in _MATRICES:
+            plain = tensors.get(matrix)
+            own[matrix] = tensors[f"{matrix}.codes"] * tensors[f"{matrix}.scale"].double() if plain is None else plain
+        with torch.device("meta"):  # what reading takes stays there: the graph has it
+            self._memory = LongTermMemory(width, config.memory).eval()
+        own = {part: tensor.to(self._dtype) for part, tensor in own.items()}
+        self._memory.load_state_dict(own, strict=False, assign=True)
+        for projection, matrix in zip((self._memory.k, self._memory.v), _MATRICES, strict=True):
+            if f"{matrix}.bits" in tensors:
+                activations = quantiser_for(name, width, int(tensors[f"{matrix}.bits"]))
+                projection.register_forward_pre_hook(partial(_quantise_input, activations))
 
     def empty(self, batch: int = 1) -> MemoryState:
         """Return the memory of `batch` streams that holds nothing."""
@@ -82,6 +86,10 @@ class MemoryWriter:
         fade = (state.rate * state.age).masked_fill(~state.valid, ABSENT)
         keys, values = padded(state.keys, 0), padded(state.values, 0)
         return {"slot_keys": keys, "slot_values": values, "slot_fade": padded(fade, ABSENT)}
+
+
+def _quantise_input(activations: ActivationQuantiser, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (activations.values(inputs[0]),)
 
 
 def surprise_of(ids: npt.NDArray[np.int64], logits: Floats, before: Floats | None) -> npt.NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """ONNX graphs, node by node, and how quantised matrices stand in them.
 
-ONNX Runtime's `MatMulNBits` is fast with blocks of 128 columns and accuracy level 4 (int8 activations); with blocks of
-16 or 256, or without the level, it silently computes in fp32 at a fraction of the speed. Row scales are stored once, in
-fp16, and rows without the padding of their last block; nodes that the runtime folds before it packs the weights make
-of them what the kernel takes.
+ONNX Runtime's `MatMulNBits` is fast with blocks of 128 columns, or 64 in narrow ternary matrices, and accuracy level 4
+(int8 activations); with blocks of 16 or 256, or without the level, it silently computes in fp32 at a fraction of the
+speed. Row scales are stored once, in fp16, and rows without the padding of their last block; nodes that the runtime
+folds before it packs the weights make of them what the kernel takes.
 
 An exact graph makes of level 4's block-wise activation scales BitNet's per-token one. Activations are quantised before
 the kernel and handed to it as whole numbers; a block is 127 columns and a sentinel, whose weight is 0 and whose
@@ -21,12 +21,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from phases.bitnet.activations import BLOCK, LEAST, MOST
+from phases.bitnet.activations import BLOCK, LEAST, MOST, block_size
 from phases.bitnet.linear import QuantisedTensor
 from phases.bitnet.onnx_map import FOLDED_NODE, Fold
 from phases.bitnet.packed import Matrix
 from phases.bitnet.packing import pack_bits
-from phases.bitnet.ternary import TernaryTensor
 
 MICROSOFT = "com.microsoft"
 OPSET, IR_VERSION = 21, 10
@@ -104,11 +103,6 @@ class Graph:
         return helper.make_graph(self.nodes, name, inputs, outputs, initialisers)
 
 
-def bits_of(matrix: QuantisedTensor) -> int:
-    """Return the bits of a stored code."""
-    return 2 if isinstance(matrix, TernaryTensor) else matrix.bits
-
-
 def linear(graph: Graph, x: str, name: str, matrix: Matrix, *, bias: Tensor | None = None) -> str:
     """Return `x` (T, K) times the transpose of `matrix` (N, K), plus `bias` (N,)."""
     if isinstance(matrix, Tensor):
@@ -126,7 +120,7 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix) -> str:
         # The head's own orientation, so that both can share it.
         columns_first = graph.op("Gather", graph.weight(name, matrix.T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
-    bits, columns = bits_of(matrix), matrix.codes.shape[1]
+    bits, columns = matrix.bits, matrix.codes.shape[1]
     codes = _fold(graph, name, matrix, tokens).rows_name  # (T, bytes)
     if bits < 8:
         places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
@@ -195,8 +189,8 @@ def _product(graph: Graph, x: str, fold: Fold, matrix: QuantisedTensor) -> str:
         domain=MICROSOFT,
         K=fold.blocks * BLOCK if graph.exact else columns,
         N=rows,
-        bits=bits_of(matrix),
-        block_size=BLOCK,
+        bits=matrix.bits,
+        block_size=_block(graph, matrix),
         accuracy_level=4,
     )
 
@@ -226,6 +220,11 @@ def with_sentinel(graph: Graph, codes: str, columns: int) -> str:
     return graph.op("Reshape", filled, graph.ints(0, -1))
 
 
+def _block(graph: Graph, matrix: QuantisedTensor) -> int:
+    """Return the columns of a block, the sentinel included."""
+    return BLOCK if graph.exact else block_size(matrix.codes.shape[1], matrix.bits)
+
+
 def _scales(graph: Graph, name: str, matrix: QuantisedTensor) -> str:
     """Store a matrix's row scales (N, 1) once."""
     return graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
@@ -238,19 +237,20 @@ def _fold(graph: Graph, name: str, matrix: QuantisedTensor, tokens: str = "") ->
     """
     if name in graph.folds:
         return graph.folds[name]
-    codes, bits = matrix.codes.numpy(), bits_of(matrix)
-    columns = BLOCK - 1 if graph.exact else BLOCK  # of the matrix, in a block
+    codes, bits = matrix.codes.numpy(), matrix.bits
+    block = _block(graph, matrix)
+    columns = block - 1 if graph.exact else block  # of the matrix, in a block
     blocks = -(-codes.shape[1] // columns)
     if graph.exact:
         padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % columns))).reshape(len(codes), -1, columns)
         codes = np.pad(padded, ((0, 0), (0, 0), (0, 1))).reshape(len(codes), -1)
-    stored = pack_bits(codes, bits, BLOCK).reshape(len(codes), -1)[:, : -(-codes.shape[1] * bits // 8)]
+    stored = pack_bits(codes, bits, block).reshape(len(codes), -1)[:, : -(-codes.shape[1] * bits // 8)]
     graph.store(name, stored)
     if graph.exact:
         scales = graph.store(f"{name}.ones", np.ones((len(codes), 1), np.float16))
     else:
         scales = _scales(graph, name, matrix)
-    size, fill = BLOCK * bits // 8, sum(1 << (place + bits - 1) for place in range(0, 8, bits))
+    size, fill = block * bits // 8, sum(1 << (place + bits - 1) for place in range(0, 8, bits))
     missing = graph.ints(0, 0, 0, blocks * size - stored.shape[1])
     whole = graph.fold("Pad", name, missing, graph.constant(np.array(fill, np.uint8)))
     whole = graph.fold("Reshape", whole, graph.ints(0, blocks, size))

@@ -12,7 +12,6 @@ from phases.bitnet.activations import ActivationQuantiser, quantiser_for
 from phases.bitnet.linear import QuantisedNorm, QuantisedTensor
 from phases.bitnet.packed import PackedModel
 from phases.bitnet.packing import pack_bits, unpack_bits
-from phases.bitnet.ternary import TernaryTensor
 from phases.cognate.titan import TinyTitan
 from phases.errors import ConfigError
 
@@ -28,7 +27,7 @@ class PackedWeight(nn.Module):
 
     def __init__(self, matrix: QuantisedTensor) -> None:
         super().__init__()
-        self.bits = 2 if isinstance(matrix, TernaryTensor) else matrix.bits
+        self.bits = matrix.bits
         self.shape = tuple(matrix.codes.shape)
         self.register_buffer("packed", torch.from_numpy(pack_bits(matrix.codes.numpy(), self.bits, _BLOCK)))
         self.register_buffer("scale", matrix.row_scale.half().contiguous())
@@ -121,7 +120,8 @@ def to_torch(model: PackedModel) -> TinyTitan:
             titan.set_submodule(layer, PackedWeight(matrix))
         else:
             bias = model.vectors.get(f"{layer}.bias")
-            titan.set_submodule(layer, PackedLinear(matrix, bias, quantiser_for(a.activations)))
-    if a.quantised_head:
-        titan.norm = QuantisedNorm(titan.norm, quantiser_for(a.activations))
+            activations = quantiser_for(a.activations, matrix.codes.shape[1], matrix.bits)
+            titan.set_submodule(layer, PackedLinear(matrix, bias, activations))
+    if not isinstance(model.head, Tensor):
+        titan.norm = QuantisedNorm(titan.norm, quantiser_for(a.activations, a.d_model, model.head.bits))
     return titan.eval().requires_grad_(False)

@@ -8,7 +8,7 @@ Shapes: N outputs (rows), K inputs (columns).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class TernaryTensor:
     codes: Tensor  # (N, K), int8 of -1, 0, 1
     scale: Tensor  # (1, 1) for the layout `tensor`, (N, 1) for `row`; fp32 that fp16 can hold
     layout: Layout
+    bits: ClassVar = 2  # of a stored code
 
     def __post_init__(self) -> None:
         rows = 1 if self.layout == "tensor" else len(self.codes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from phases.bitnet.activations import quantiser_for
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.linear import BitLinear, QuantisedNorm, QuantisedTensor, RowEmbedding, WeightQuantiser
-from phases.bitnet.rows import quantise_rows
+from phases.bitnet.rows import Bits, quantise_rows
 from phases.bitnet.ternary import ternarise
 from phases.cognate.titan import TinyTitan, TitanConfig
 from phases.errors import ConfigError, NumericalError
@@ -29,15 +29,17 @@ class BitTitan(TinyTitan):
     def __init__(self, config: TitanConfig, quantisation: QuantisationConfig, thresholds: Thresholds) -> None:
         super().__init__(config)
         self.quantisation = quantisation
-        activations = quantiser_for(quantisation.activations)
         for name in matrix_names(config):
             linear = self.get_submodule(name)
             assert isinstance(linear, nn.Linear)
+            bits = 8 if _is_int8(name, quantisation) else 2
+            activations = quantiser_for(quantisation.activations, linear.in_features, bits)
             self.set_submodule(name, BitLinear(linear, _quantiser(name, quantisation, thresholds), activations))
         if quantisation.embedding == "fp32":
             return
-        rows = partial(quantise_rows, bits=8 if quantisation.embedding == "int8" else 4)
-        self.norm = QuantisedNorm(self.norm, activations)
+        row_bits: Bits = 8 if quantisation.embedding == "int8" else 4
+        rows = partial(quantise_rows, bits=row_bits)
+        self.norm = QuantisedNorm(self.norm, quantiser_for(quantisation.activations, config.d_model, row_bits))
         self.set_submodule("embedding", RowEmbedding(self.embedding, rows))
         if self.head is not None:
             self.set_submodule("head", RowEmbedding(self.head, rows))

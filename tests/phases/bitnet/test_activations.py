@@ -1,12 +1,13 @@
 """Activation quantisers: formulas, blocks, and the straight-through gradient."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phases.bitnet.activations import BLOCK_128, PER_TOKEN, ActivationQuantiser
+from phases.bitnet.activations import BLOCK_64, BLOCK_128, PER_TOKEN, ActivationQuantiser, block_size, quantiser_for
 
-SIZES = st.sampled_from([BLOCK_128, PER_TOKEN, ActivationQuantiser(32)])
+SIZES = st.sampled_from([BLOCK_64, BLOCK_128, PER_TOKEN, ActivationQuantiser(32)])
 
 
 def test_per_token_is_bitnets_formula() -> None:
@@ -34,6 +35,12 @@ def test_properties(quantiser: ActivationQuantiser, width: int, seed: int) -> No
     assert torch.equal((integers.codes * integers.scale).flatten(-2)[:, :width], found)
     torch.testing.assert_close(quantiser.values(found), found, rtol=1e-5, atol=1e-6)
     assert torch.equal(quantiser.values(torch.zeros(2, width)), torch.zeros(2, width))
+
+
+@pytest.mark.parametrize(("columns", "bits", "size"), [(216, 2, 64), (256, 2, 64), (257, 2, 128), (216, 8, 128)])
+def test_narrow_ternary_matrices_have_smaller_blocks(columns: int, bits: int, size: int) -> None:
+    assert quantiser_for("block", columns, bits).size == block_size(columns, bits) == size
+    assert quantiser_for("per_token", columns, bits) is PER_TOKEN
 
 
 def test_gradient_passes_straight_through() -> None:

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from phases.bitnet.activations import BLOCK_128
+from phases.bitnet.activations import BLOCK_128, quantiser_for
 from phases.bitnet.linear import BitLinear
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
 from phases.bitnet.ternary import ternarise
@@ -49,12 +49,12 @@ def ternary(found: nn.Linear) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("change", [plain, zero_row, outlier, ternary])
-@pytest.mark.parametrize("shape", [(200, 37), (37, 200), (5, 256)])
+@pytest.mark.parametrize("shape", [(200, 37), (37, 200), (5, 256), (5, 300)])
 def test_exported_layer_is_the_layer(shape: tuple[int, int], change: object, bias: bool) -> None:
     source = layer(*shape, bias)
     with torch.no_grad():
         change(source)
-    bit = BitLinear(source, ternarise, BLOCK_128)
+    bit = BitLinear(source, ternarise, quantiser_for("block", shape[1], bits=2))
     x = torch.randn(9, shape[1], generator=torch.Generator().manual_seed(1))
     wanted = bit(x).detach().numpy()
     found = exported(bit, x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phases.bitnet.activations import BLOCK_128
+from phases.bitnet.activations import BLOCK_64, BLOCK_128
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.linear import BitLinear
 from phases.bitnet.rows import RowTensor
@@ -45,7 +45,8 @@ def test_every_product_is_with_quantised_numbers(titan: TinyTitan, untied: TinyT
     stored = {name: tensor.dequantise() for name, tensor in model.quantised().items()}
     plain.load_state_dict({**parent.state_dict(), **stored})
     for name in (name for name, module in model.named_modules() if isinstance(module, BitLinear)):
-        plain.get_submodule(name).register_forward_pre_hook(lambda _, args: (BLOCK_128.values(args[0]),))
+        block = BLOCK_128 if name.startswith("memory.") else BLOCK_64  # no block of the fixture has over 256 inputs
+        plain.get_submodule(name).register_forward_pre_hook(lambda _, args, block=block: (block.values(args[0]),))
     plain.norm.register_forward_hook(lambda _, args, out: BLOCK_128.values(out))
     torch.testing.assert_close(model(rows)[0], plain(rows)[0], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
