@@ -56,7 +56,7 @@ class MemoryWriter:
         own = {part: tensor.to(self._dtype) for part, tensor in own.items()}
         self._memory.load_state_dict(own, strict=False, assign=True)
         for projection, matrix in zip((self._memory.k, self._memory.v), _MATRICES, strict=True):
-            if f"{matrix}.bits" in tensors:
+            if f"{matrix}.codes" in tensors:
                 activations = quantiser_for(name, width, int(tensors[f"{matrix}.bits"]))
                 projection.register_forward_pre_hook(partial(_quantise_input, activations))
 

@@ -54,9 +54,10 @@ class DecoderStream:
         a = self.architecture
         width = padded_width(a.head_dim)
         cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, width), np.float32)
+        # Queries and keys are both turned by these, so scores come out scaled by 1 / sqrt(K), as attention has them.
         self._turns = [np.zeros((places, width // 2), np.float32) for _ in range(2)]
         for turns, values in zip(self._turns, rotation(np.arange(places), a.head_dim, a.rope_theta), strict=True):
-            turns[:, : a.head_dim // 2] = values
+            turns[:, : a.head_dim // 2] = values * a.head_dim**-0.25
         for binding in self._bindings:
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):

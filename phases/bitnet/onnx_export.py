@@ -7,8 +7,8 @@ token; the caller runs the next one with the tokens that have not halted, and ge
 nothing is copied per token.
 
 Inputs of a grouped decoder (T tokens, W places of the cache, P width of a padded head): `tokens` (T), `cos`, `sin`
-(W, P/2, of all places), `last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`, `value_i` (1,
-G, W, P) for each layer.
+(W, P/2, of all places, times K^-1/4), `last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`,
+`value_i` (1, G, W, P) for each layer.
 Outputs: `logits` (T, V), and `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory.
 
 Inputs of all others (S memory slots, P earlier memory queries):
@@ -174,7 +174,7 @@ class _Exporter:
             num_heads=a.n_heads,
             kv_num_heads=a.n_kv_heads,
             do_rotary=1,
-            scale=float(a.head_dim**-0.5),
+            scale=1.0,  # the turns have it: scores that are not scaled take the runtime's faster product
         )
         g.nodes.append(node)
         if padded_width(a.head_dim) > a.head_dim:
