@@ -1,14 +1,15 @@
 """What ternary weights cost in quality: the exported file against full precision with the same further steps.
 
 A nano model is trained on the standard library's text, then goes on for a tenth of its steps in several ways: quantised
-under its own eyes; in full precision, at the learning rate of three that the first seed's validation loss prefers; and
-with torchao's `bitnet_training`, at the best of two. Seeds are of the data order; the worst counts. What the embedding
-costs is measured against a student whose embedding stays in fp32, on the first seed.
+under its own eyes; in full precision; and with torchao's `bitnet_training`. Each has the learning rate of three that
+the first seed's validation loss prefers. Seeds are of the data order; the worst counts. What the embedding costs is
+measured against a student whose embedding stays in fp32, on the first seed.
 """
 
 import copy
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.quality import Tokens, bits_per_byte, file_bits_per_byte, streams
-from phases.bitnet.recipe import Lesson, control, quantise, sweep
+from phases.bitnet.recipe import Lesson, Model, control, quantise, sweep
+from phases.bitnet.titan import BitTitan
 from phases.cognate.titan import TinyTitan
 from phases.corpus.packed import Corpus
 from phases.training.loop import train
 
-_CONTROL_RATES, _PEER_RATES = (5e-4, 1e-3, 2e-3), (1e-3, 4e-3)
+_CONTROL_RATES, _RATES = (5e-4, 1e-3, 2e-3), (1e-3, 2e-3, 4e-3)
 _HELD_OUT = HeldOutConfig(tokens=32_768, streams=32)
 
 
@@ -52,10 +54,19 @@ class _Trial:
         """Return bits per byte of a model in torch."""
         return bits_per_byte(model, rows, self.corpus.token_bytes)
 
-    def file(self, seed: int, embedding: RowFormat = "int8") -> float:
-        """Train a quantised student and return the bits per byte of its file on the test split."""
-        progress(f"seed {seed}: quantised, embedding in {embedding}, {self.steps} steps")
-        student = quantise(self.lesson(seed), QuantisationConfig(embedding=embedding), self.recipe)
+    def student(self, seed: int, rate: float, embedding: RowFormat = "int8") -> BitTitan:
+        """Train a quantised student."""
+        progress(f"seed {seed}: quantised, embedding in {embedding}, {self.steps} steps at {rate:g}")
+        quantisation = QuantisationConfig(embedding=embedding)
+        return quantise(self.lesson(seed), quantisation, self.recipe, learning_rate=rate)
+
+    def best(self, rates: tuple[float, ...], make: Callable[[float], Model]) -> tuple[Model, float]:
+        """Return the model of the learning rate that validation prefers, and that rate."""
+        found, losses = sweep(rates, make, lambda model: self.bits(model, self.validation))
+        return found, min(losses, key=losses.__getitem__)
+
+    def file(self, student: BitTitan) -> float:
+        """Return the bits per byte of a student's file on the test split."""
         path = self.folder / "model.onnx"
         write_onnx(pack(student), path)
         return file_bits_per_byte(OnnxModel(path), self.test, self.corpus.token_bytes)
@@ -69,7 +80,8 @@ def figures(quick: bool) -> list[Figure]:
         splits = (streams(corpus, split, _HELD_OUT) for split in ("validation", "test"))
         trial = _Trial(parent(corpus, steps), corpus, steps // 10, Path(folder), *splits)
         rate, first = _best_control(trial)
-        files = [trial.file(seed) for seed in range(seeds)]
+        student, own_rate = trial.best(_RATES, lambda rate: trial.student(0, rate))
+        files = [trial.file(student)] + [trial.file(trial.student(seed, own_rate)) for seed in range(1, seeds)]
         controls = [first] + [
             trial.bits(control(trial.lesson(s), trial.recipe, rate), trial.test) for s in range(1, seeds)
         ]
@@ -82,7 +94,7 @@ def figures(quick: bool) -> list[Figure]:
             better="lower",
             goal=None if quick else 1.05,
             baseline=Baseline(what="full precision, same further steps, bits per byte", value=controls[worst]),
-            raw={"ratios": ratios, "file": files, "control": controls},
+            raw={"ratios": ratios, "file": files, "control": controls, "rates": [own_rate, rate]},
         )
         loss = Figure(
             key="loss_of_quality",
@@ -91,23 +103,24 @@ def figures(quick: bool) -> list[Figure]:
             better="lower",
             baseline=Baseline(what="claimed by the documents", value=7.0),
         )
-        return [ratio, loss, *_embedding(trial, files[0], quick), *_against_torchao(trial, files[0], first, quick)]
+        return [
+            ratio,
+            loss,
+            *_embedding(trial, own_rate, files[0], quick),
+            *_against_torchao(trial, files[0], first, quick),
+        ]
 
 
 def _best_control(trial: _Trial) -> tuple[float, float]:
     """Return the learning rate that is best for the control on the first seed, and its bits per byte there."""
     progress(f"control, {trial.steps} steps at {len(_CONTROL_RATES)} learning rates")
-    fair, losses = sweep(
-        _CONTROL_RATES,
-        lambda rate: control(trial.lesson(0), trial.recipe, rate),
-        lambda model: trial.bits(model, trial.validation),
-    )
-    return min(losses, key=losses.__getitem__), trial.bits(fair, trial.test)
+    fair, rate = trial.best(_CONTROL_RATES, lambda rate: control(trial.lesson(0), trial.recipe, rate))
+    return rate, trial.bits(fair, trial.test)
 
 
-def _embedding(trial: _Trial, int8: float, quick: bool) -> list[Figure]:
+def _embedding(trial: _Trial, rate: float, int8: float, quick: bool) -> list[Figure]:
     """Compare students whose embeddings are quantised in the loop with one whose embedding is not."""
-    plain = trial.file(0, "fp32")
+    plain, int4 = (trial.file(trial.student(0, rate, form)) for form in ("fp32", "int4"))
     return [
         Figure(
             key=f"embedding_{form}_cost",
@@ -117,7 +130,7 @@ def _embedding(trial: _Trial, int8: float, quick: bool) -> list[Figure]:
             goal=None if quick else goal,
             baseline=Baseline(what="embedding in fp32, bits per byte", value=plain),
         )
-        for form, found, goal in (("int8", int8, 0.3), ("int4", trial.file(0, "int4"), 1.0))
+        for form, found, goal in (("int8", int8, 0.3), ("int4", int4, 1.0))
     ]
 
 
@@ -131,7 +144,7 @@ def _against_torchao(trial: _Trial, ours: float, fair: float, quick: bool) -> li
         progress(f"torchao, {trial.steps} steps at {rate:g}")
         return _torchao(trial, rate)
 
-    best, _ = sweep(_PEER_RATES, make, lambda model: trial.bits(model, trial.validation))
+    best, _ = trial.best(_RATES, make)
     theirs = trial.bits(best, trial.test)
     if theirs <= fair:
         progress(f"gap_vs_torchao left out: its {theirs:.4f} bits per byte have no gap to the control's {fair:.4f}")

@@ -1,6 +1,6 @@
 """What every stream over an exported file shares: ids that are checked, memory that is bound, rows read from the file.
 
-Shapes: T tokens, V vocabulary, B bytes of a stored row.
+Shapes: T tokens, V vocabulary, K columns of the embedding.
 """
 
 import os
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from phases.bitnet.activations import BLOCK
 from phases.bitnet.onnx_map import Rows
 from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.floating[Any]]  # fp32, and in exact files fp64
 Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 PLACES = 64  # that a cache grows by
 
 
@@ -31,17 +31,28 @@ class Read:
 
 
 class StoredRows:
-    """The stored rows of an embedding, read from the file, which stays open."""
+    """The rows of an embedding, read from the file, which stays open."""
 
     def __init__(self, path: Path, rows: Rows) -> None:
-        self.name, self.start, self.width = rows
+        self.name, self._rows = rows.look_up.output, rows
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
-    def __call__(self, ids: Ints) -> Bytes:
-        """Return the rows (T, B) of tokens."""
-        read = [os.pread(self._file, self.width, self.start + self.width * token) for token in ids.tolist()]
-        return np.frombuffer(b"".join(read), np.uint8).reshape(len(ids), self.width)
+    def __call__(self, ids: Ints) -> Floats:
+        """Return the rows (T, K) of tokens, as the graph would look them up."""
+        look_up, bits = self._rows.look_up, self._rows.look_up.bits
+        packed = self._read(ids, self._rows.codes, np.dtype((np.uint8, self._rows.width)))
+        codes = (packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8((1 << bits) - 1)
+        if look_up.exact:
+            codes = codes.reshape(len(ids), -1, BLOCK)[..., :-1]
+        signed = codes.reshape(len(ids), -1)[:, : look_up.columns].astype(np.int16) - np.int16(1 << (bits - 1))
+        scales = self._read(ids, self._rows.scales, np.dtype((np.float16, 1)))
+        rows: Floats = signed * scales.astype(np.float64 if look_up.exact else np.float32)
+        return rows
+
+    def _read(self, ids: Ints, start: int, row: np.dtype[Any]) -> npt.NDArray[Any]:
+        parts = [os.pread(self._file, row.itemsize, start + row.itemsize * token) for token in ids.tolist()]
+        return np.frombuffer(b"".join(parts), row)
 
 
 def checked(tokens: list[int], vocab_size: int) -> Ints:

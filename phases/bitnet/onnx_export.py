@@ -41,7 +41,7 @@ from phases.bitnet.onnx_graph import (
     transposed_product,
 )
 from phases.bitnet.onnx_heads import pad_heads, pad_rows, padded_width, places
-from phases.bitnet.onnx_map import FOLDED
+from phases.bitnet.onnx_map import FOLDED, LOOKED_UP
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
@@ -58,7 +58,7 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     exporter = _Exporter(graph, model)
     inputs, outputs = _inputs(model.architecture, exporter.grouped, graph.kind), exporter.build()
     properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
-    properties[FOLDED] = json.dumps(list(graph.folds.values()))
+    properties |= {FOLDED: json.dumps(list(graph.folds.values())), LOOKED_UP: json.dumps(graph.looked_up)}
     proto = helper.make_model(
         graph.proto("decoder", inputs, outputs),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
@@ -187,12 +187,10 @@ class _Exporter:
     def _first(self) -> str:
         """Return what enters the stack: embedded tokens, or the pass before, plus the step's own vector."""
         g = self.graph
+        embedded = lookup(g, "tokens", HEAD, self.model.matrices[HEAD])
         if self.a.titan is None:
-            return lookup(g, "tokens", HEAD, self.model.matrices[HEAD])
-        fresh, again = Graph(g), Graph(g)
-        embedded = lookup(fresh, "tokens", HEAD, self.model.matrices[HEAD])
-        hidden = again.op("Identity", "hidden")
-        x = self._either(g.op("Equal", "step", self._zero()), (fresh, [embedded]), (again, [hidden]))[0]
+            return embedded
+        x = g.op("Where", g.op("Equal", "step", self._zero()), embedded, "hidden")
         return g.op("Add", x, g.op("Gather", self._vector("step_embedding"), "step", axis=0))
 
     def _attend(self, x: str, layer: int, positions: str) -> tuple[str, str, str]:

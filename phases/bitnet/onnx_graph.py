@@ -23,7 +23,7 @@ from torch import Tensor
 
 from phases.bitnet.activations import BLOCK, LEAST, MOST, block_size
 from phases.bitnet.linear import QuantisedTensor
-from phases.bitnet.onnx_map import FOLDED_NODE, Fold
+from phases.bitnet.onnx_map import FOLDED_NODE, Fold, LookUp
 from phases.bitnet.packed import Matrix
 from phases.bitnet.packing import pack_bits
 
@@ -42,6 +42,7 @@ class Graph:
         self.kind: int = TensorProto.DOUBLE if self.exact else TensorProto.FLOAT
         self.nodes = list[onnx.NodeProto]()
         self.folds: dict[str, Fold] = parent.folds if parent else {}
+        self.looked_up: LookUp | None = None
         self._root: Graph = parent._root if parent else self
         self.initialisers: dict[str, onnx.TensorProto] = parent.initialisers if parent else {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = parent._constants if parent else {}
@@ -120,20 +121,22 @@ def lookup(graph: Graph, tokens: str, name: str, matrix: Matrix) -> str:
         # The head's own orientation, so that both can share it.
         columns_first = graph.op("Gather", graph.weight(name, matrix.T), tokens, axis=1)
         return graph.op("Transpose", columns_first, perm=[1, 0])
-    bits, columns = matrix.bits, matrix.codes.shape[1]
-    codes = _fold(graph, name, matrix, tokens).rows_name  # (T, bytes)
-    if bits < 8:
-        places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
-        shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
-        mask = graph.constant(np.array((1 << bits) - 1, np.uint8))
-        parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(2)) for x in shifted]
-        codes = graph.op("Reshape", graph.op("Concat", *parts, axis=2), graph.ints(0, -1))
-    signed = graph.op("Sub", graph.cast(codes, graph.kind), graph.number(1 << (bits - 1)))
+    fold, scales = _fold(graph, name, matrix), _scales(graph, name, matrix)
+    nodes = Graph(graph)  # named as folded, for `onnx_map` has their result instead
+    codes = nodes.op("Gather", fold.codes, tokens, axis=0)  # (T, bytes)
+    if matrix.bits < 8:
+        codes = _unpacked(nodes, codes, matrix.bits)
+    signed = nodes.op("Sub", nodes.cast(codes, nodes.kind), nodes.number(1 << (matrix.bits - 1)))
     if graph.exact:
-        blocks = graph.op("Reshape", signed, graph.ints(0, -1, BLOCK))
-        signed = graph.op("Reshape", _part(graph, blocks, 2, BLOCK - 1), graph.ints(0, -1))
-    scales = graph.cast(graph.op("Gather", _scales(graph, name, matrix), tokens, axis=0), graph.kind)
-    return graph.op("Mul", _part(graph, signed, 1, columns), scales)
+        blocks = nodes.op("Reshape", signed, nodes.ints(0, -1, BLOCK))
+        signed = nodes.op("Reshape", _part(nodes, blocks, 2, BLOCK - 1), nodes.ints(0, -1))
+    of_rows = nodes.cast(nodes.op("Gather", scales, tokens, axis=0), nodes.kind)
+    found = nodes.op("Mul", _part(nodes, signed, 1, matrix.codes.shape[1]), of_rows)
+    for node in nodes.nodes:
+        node.name = f"{FOLDED_NODE}{name}/{node.output[0]}"
+    graph.nodes += nodes.nodes
+    graph.looked_up = LookUp(found, fold.codes, scales, matrix.bits, matrix.codes.shape[1], graph.exact)
+    return found
 
 
 def add_norm(graph: Graph, x: str, add: str, name: str, weight: Tensor, eps: float) -> tuple[str, str]:
@@ -230,10 +233,19 @@ def _scales(graph: Graph, name: str, matrix: QuantisedTensor) -> str:
     return graph.store(f"{name}.scale", matrix.row_scale.numpy().astype(np.float16))
 
 
-def _fold(graph: Graph, name: str, matrix: QuantisedTensor, tokens: str = "") -> Fold:
+def _unpacked(graph: Graph, codes: str, bits: int) -> str:
+    """Return the codes (T, K) of bytes (T, B), the lowest bits first."""
+    places = [graph.constant(np.array(place * bits, np.uint8)) for place in range(8 // bits)]
+    shifted = [graph.op("BitShift", codes, place, direction="RIGHT") for place in places]
+    mask = graph.constant(np.array((1 << bits) - 1, np.uint8))
+    parts = [graph.op("Unsqueeze", graph.op("BitwiseAnd", x, mask), graph.ints(2)) for x in shifted]
+    return graph.op("Reshape", graph.op("Concat", *parts, axis=2), graph.ints(0, -1))
+
+
+def _fold(graph: Graph, name: str, matrix: QuantisedTensor) -> Fold:
     """Store a matrix and its row scales once, and add the nodes that make of them what the kernel takes.
 
-    With the name of `tokens` there is one more, for looking up their rows. In an exact graph the kernel's scales are 1.
+    In an exact graph the kernel's scales are 1.
     """
     if name in graph.folds:
         return graph.folds[name]
@@ -256,8 +268,7 @@ def _fold(graph: Graph, name: str, matrix: QuantisedTensor, tokens: str = "") ->
     whole = graph.fold("Reshape", whole, graph.ints(0, blocks, size))
     expanded = graph.fold("Expand", scales, graph.ints(len(codes), blocks))
     expanded = graph.fold("Cast", expanded, to=TensorProto.FLOAT)
-    looked_up = graph.fold("Gather", name, tokens, axis=0) if tokens else ""
-    found = Fold(name, scales, whole, expanded, len(codes), blocks, size, fill, looked_up)
+    found = Fold(name, scales, whole, expanded, len(codes), blocks, size, fill)
     graph.folds[name] = found
     return found
 

@@ -4,10 +4,12 @@ ONNX Runtime copies the weights that stand in a model, and again what it folds o
 back although its kernels use none of them once they are packed. It does give back what it maps from a file beside the
 model. So weights are written as the kernels take them (rows filled up to whole blocks, a scale for each block) into a
 temporary file, which exists until the session has mapped it, and the model that the session gets has them in place of
-the nodes that would have made them. Rows of an embedding that are looked up become an input, since of a mapped row the
-kernel maps 64 KB and more. The file itself remains complete: any ONNX Runtime can run it without this.
+the nodes that would have made them. Rows of an embedding, read from the file by the caller, are an input in place of
+the nodes that would look them up: of each row in a mapped file the kernel maps 64 KB and more. The file itself remains
+complete: any ONNX Runtime can run it without this.
 
-`FOLDED` of the file's metadata says which nodes those are. The rest is protobuf's wire format, fields of onnx.proto3.
+`FOLDED` and `LOOKED_UP` of the file's metadata say what those nodes make. The rest is protobuf's wire format, fields of
+onnx.proto3.
 """
 
 import json
@@ -23,7 +25,8 @@ from onnx import TensorProto
 from phases.errors import ArtifactError
 
 Bytes = npt.NDArray[Any]
-FOLDED, FOLDED_NODE, WEIGHTS = "folded", "folded/", "weights"  # the second begins the names of such nodes
+FOLDED, LOOKED_UP, WEIGHTS = "folded", "looked_up", "weights"
+FOLDED_NODE = "folded/"  # begins the names of such nodes
 _PAGE = 4096  # bytes
 _ROWS = 1024  # written at once
 _GRAPH, _METADATA = 7, 14  # of ModelProto
@@ -45,15 +48,26 @@ class Fold(NamedTuple):
     blocks: int  # C
     size: int  # bytes of a block
     fill: int  # byte of codes of 0
-    rows_name: str = ""  # the stored rows of the tokens, (T, B) bytes, where they are looked up
+
+
+class LookUp(NamedTuple):
+    """A quantised embedding whose rows are looked up."""
+
+    output: str  # the tokens' rows, (T, K) floats
+    codes: str  # the stored rows, (N, B) bytes
+    scales: str  # (N, 1) fp16
+    bits: int  # of a code
+    columns: int  # K
+    exact: bool  # whether each 128th code is a sentinel, and the floats are fp64
 
 
 class Rows(NamedTuple):
-    """Where the stored rows of an embedding lie in the file."""
+    """Where an embedding lies in the file."""
 
-    name: str  # of the input that takes those of the tokens
-    start: int
+    look_up: LookUp
+    codes: int  # first byte
     width: int  # bytes of a row
+    scales: int  # first byte
 
 
 class Mapped(NamedTuple):
@@ -78,12 +92,13 @@ def with_mapped_weights(path: Path, folder: Path) -> Mapped | None:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             fields = list(_fields(data, 0, len(data)))
-            folds = _folds(data, fields)
+            metadata = _metadata(data, fields)
+            folds = [Fold(*entry) for entry in json.loads(metadata.get(FOLDED, "[]"))]
             if not folds:
                 return None
             graph = next(field for field in fields if field.number == _GRAPH)
             raw = _raw(data, graph)
-            rows = _rows(folds, raw)
+            rows = _rows(json.loads(metadata[LOOKED_UP]), raw)
             with (folder / WEIGHTS).open("wb") as weights:
                 parts = [
                     _graph(data, graph, folds, raw, rows, weights) if f is graph else data[f.start : f.end]
@@ -94,14 +109,11 @@ def with_mapped_weights(path: Path, folder: Path) -> Mapped | None:
         raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
 
 
-def _folds(data: mmap.mmap, fields: list[_Field]) -> list[Fold]:
-    """Return what the metadata says about quantised matrices."""
-    for field in fields:
-        if field.number == _METADATA:
-            key, value = (data[part.value : part.end] for part in _fields(data, field.value, field.end))
-            if key.decode() == FOLDED:
-                return [Fold(*entry) for entry in json.loads(value)]
-    return []
+def _metadata(data: mmap.mmap, fields: list[_Field]) -> dict[str, bytes]:
+    """Return the model's own entries."""
+    entries = [_fields(data, field.value, field.end) for field in fields if field.number == _METADATA]
+    pairs = [[data[part.value : part.end] for part in entry] for entry in entries]
+    return {key.decode(): value for key, value in pairs}
 
 
 def _raw(data: mmap.mmap, graph: _Field) -> dict[str, _Field]:
@@ -115,12 +127,13 @@ def _raw(data: mmap.mmap, graph: _Field) -> dict[str, _Field]:
     return raw
 
 
-def _rows(folds: list[Fold], raw: dict[str, _Field]) -> Rows | None:
-    for fold in folds:
-        if fold.rows_name:
-            stored = raw[fold.codes]
-            return Rows(fold.rows_name, stored.value, (stored.end - stored.value) // fold.rows)
-    return None
+def _rows(entry: list[Any] | None, raw: dict[str, _Field]) -> Rows | None:
+    if entry is None:
+        return None
+    look_up = LookUp(*entry)
+    codes, scales = raw[look_up.codes], raw[look_up.scales]
+    count = (scales.end - scales.value) // np.dtype(np.float16).itemsize
+    return Rows(look_up, codes.value, (codes.end - codes.value) // count, scales.value)
 
 
 def _graph(
@@ -129,8 +142,7 @@ def _graph(
     """Write the weights and return the graph that has them outside."""
     out, first = bytearray(), bytearray()
     largest = max(folds, key=lambda fold: fold.rows * fold.blocks * fold.size).blocks_name.encode()
-    looked_up = {fold.scales for fold in folds if fold.rows_name}
-    dropped = {raw[name].value for fold in folds for name in (fold.codes, fold.scales) if name not in looked_up}
+    dropped = {raw[name].value for fold in folds for name in (fold.codes, fold.scales)}
     for field in _fields(data, graph.value, graph.end):
         if field.number == _INITIALISER:
             if any(part.value in dropped for part in _fields(data, field.value, field.end)):
@@ -142,7 +154,8 @@ def _graph(
             continue
         out += data[field.start : field.end]
     if rows is not None:
-        out += _input(rows.name, TensorProto.UINT8, rows.width)
+        kind = TensorProto.DOUBLE if rows.look_up.exact else TensorProto.FLOAT
+        out += _input(rows.look_up.output, kind, rows.look_up.columns)
     for fold in folds:
         out += _folded(data, fold, raw, weights)
     # The runtime packs weights in the order of nodes, which need not be that of computing. The peak is least when the

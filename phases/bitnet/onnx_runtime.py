@@ -24,7 +24,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
 
 from phases.bitnet.memory_writer import MemoryWriter, surprise_of
-from phases.bitnet.onnx_binding import PLACES, Bytes, Floats, Ints, Read, StoredRows, bind, checked, rotation
+from phases.bitnet.onnx_binding import PLACES, Floats, Ints, Read, StoredRows, bind, checked, rotation
 from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_map import with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
@@ -46,7 +46,7 @@ class _Piece:
     rotation: list[Floats]  # cosines and sines, (T, K / 2)
     start: int  # places of the cache that all its tokens see, from `start` to before `end`
     end: int
-    rows: Bytes | None  # (T, B), of the embedding as stored; None where the graph has them
+    rows: Floats | None  # (T, D), of the embedding; None where the graph looks them up
 
 
 class OnnxModel:

@@ -9,6 +9,7 @@ the same rows and steps and the best of several learning rates.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from phases.training.loop import StepReport, train
 from phases.training.state import TrainState
 
 Batches = Callable[[int], Tensor]
+Model = TypeVar("Model", bound=TinyTitan)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def control(lesson: Lesson, recipe: RecipeConfig, learning_rate: float) -> TinyT
 
 
 def sweep(
-    learning_rates: tuple[float, ...], make: Callable[[float], TinyTitan], loss: Callable[[TinyTitan], float]
-) -> tuple[TinyTitan, dict[float, float]]:
+    learning_rates: tuple[float, ...], make: Callable[[float], Model], loss: Callable[[Model], float]
+) -> tuple[Model, dict[float, float]]:
     """Return the model of the learning rate with the least `loss`, and the loss of each; only the best is kept."""
-    best: TinyTitan | None = None
+    best: Model | None = None
     losses = dict[float, float]()
     for rate in learning_rates:
         model = make(rate)

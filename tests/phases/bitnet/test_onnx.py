@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.onnx_binding import StoredRows
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_map import FOLDED, WEIGHTS, Fold, with_mapped_weights
 from phases.bitnet.onnx_prefill import widened
@@ -108,7 +109,7 @@ def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "exact"])
 def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: str) -> None:
-    """The file alone, opened by ONNX Runtime, folds the same bytes that are written for it to map."""
+    """The file alone, opened by ONNX Runtime, folds what is written to be mapped and looks up what is read from it."""
     path = tmp_path / "model.onnx"
     write_onnx(pack(to_bitnet(talkative(), KINDS[kind])), path, exact=kind == "exact")
     mapped = with_mapped_weights(path, tmp_path)
@@ -121,16 +122,18 @@ def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: st
     wanted = [node.output[0] for node in file.graph.node if node.name.startswith("folded/")]
     assert set(places) <= set(wanted)
     assert not any(node.name.startswith("folded/") for node in declared.node)
-    (rows,) = (node for node in file.graph.node if node.name == mapped.rows.name)
-    stored = next(onnx.numpy_helper.to_array(t) for t in file.graph.initializer if t.name == rows.input[0])
-    assert [tuple(value.name for value in declared.input)[-1], stored.shape[1]] == [mapped.rows.name, mapped.rows.width]
-    assert path.read_bytes()[mapped.rows.start :][: stored.nbytes] == stored.tobytes()
-    nodes = [node for node in file.graph.node if node.name.startswith("folded/") and node is not rows]
+    looked_up = mapped.rows.look_up.output
+    assert declared.input[-1].name == looked_up
+    nodes = [node for node in file.graph.node if node.name.startswith("folded/")]
     types = {t.name: t.data_type for t in declared.initializer}
-    outputs = [onnx.helper.make_tensor_value_info(name, types[name], None) for name in places]
-    folding = onnx.helper.make_graph(nodes, "folding", [], outputs, file.graph.initializer)
+    types[looked_up] = declared.input[-1].type.tensor_type.elem_type
+    outputs = [onnx.helper.make_tensor_value_info(name, types[name], None) for name in (*places, looked_up)]
+    folding = onnx.helper.make_graph(nodes, "folding", [file.graph.input[0]], outputs, file.graph.initializer)
     proto = onnx.helper.make_model(folding, opset_imports=file.opset_import, ir_version=file.ir_version)
-    computed = ort.InferenceSession(proto.SerializeToString()).run(None, {})
+    ids = np.array([5, 299, 0, 5])
+    *computed, rows = ort.InferenceSession(proto.SerializeToString()).run(None, {"tokens": ids})
+    assert np.array_equal(StoredRows(path, mapped.rows)(ids), rows)
+    assert rows.any(1).all()
     data = (tmp_path / WEIGHTS).read_bytes()
     for value, place in zip(computed, places.values(), strict=True):
         start, length = int(place["offset"]), int(place["length"])
