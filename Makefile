@@ -3,6 +3,8 @@ PYTHON ?= python3
 PRESET ?= nano
 VENV := .venv
 READY := $(VENV)/.ready
+# Two processes, each with a Ray cluster of its own; a file's tests share what they set up.
+PYTEST := $(VENV)/bin/pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -10,10 +12,10 @@ demo: $(READY) ## corpus to served model, one completion over HTTP, and a report
 	$(VENV)/bin/python examples/demo.py --preset $(PRESET)
 
 test: $(READY) ## the fast tests; `make test-slow` adds the end-to-end runs
-	$(VENV)/bin/pytest
+	$(PYTEST)
 
 test-slow: $(READY)
-	$(VENV)/bin/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
