@@ -47,13 +47,11 @@ class MemoryWriter:
         name, width = architecture.activations, config.d_model
         self._activations = quantiser_for(name, width, _ROW_BITS) if architecture.quantised_head else None
         self._dtype = torch.float64 if exact else torch.float32
-        own = {vector: tensors[vector] for vector in _VECTORS}
-        for matrix in _MATRICES:
-            plain = tensors.get(matrix)
-            own[matrix] = tensors[f"{matrix}.codes"] * tensors[f"{matrix}.scale"].double() if plain is None else plain
+        own = {part: tensors[part].to(self._dtype) for part in (*_VECTORS, *_MATRICES) if part in tensors}
+        for matrix in (m for m in _MATRICES if m not in own):
+            own[matrix] = tensors[f"{matrix}.codes"] * tensors[f"{matrix}.scale"].to(self._dtype)
         with torch.device("meta"):  # what reading takes stays there: the graph has it
             self._memory = LongTermMemory(width, config.memory).eval()
-        own = {part: tensor.to(self._dtype) for part, tensor in own.items()}
         self._memory.load_state_dict(own, strict=False, assign=True)
         for projection, matrix in zip((self._memory.k, self._memory.v), _MATRICES, strict=True):
             if f"{matrix}.codes" in tensors:

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from phases.bitnet.activations import BLOCK
 from phases.bitnet.onnx_map import Rows
+from phases.bitnet.packing import unpack_array
 from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.floating[Any]]  # fp32, and in exact files fp64
@@ -40,14 +41,12 @@ class StoredRows:
 
     def __call__(self, ids: Ints) -> Floats:
         """Return the rows (T, K) of tokens, as the graph would look them up."""
-        look_up, bits = self._rows.look_up, self._rows.look_up.bits
-        packed = self._read(ids, self._rows.codes, np.dtype((np.uint8, self._rows.width)))
-        codes = (packed[..., None] >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8((1 << bits) - 1)
+        look_up = self._rows.look_up
+        codes = unpack_array(self._read(ids, self._rows.codes, np.dtype((np.uint8, self._rows.width))), look_up.bits)
         if look_up.exact:
-            codes = codes.reshape(len(ids), -1, BLOCK)[..., :-1]
-        signed = codes.reshape(len(ids), -1)[:, : look_up.columns].astype(np.int16) - np.int16(1 << (bits - 1))
+            codes = codes.reshape(len(ids), -1, BLOCK)[..., :-1].reshape(len(ids), -1)
         scales = self._read(ids, self._rows.scales, np.dtype((np.float16, 1)))
-        rows: Floats = signed * scales.astype(np.float64 if look_up.exact else np.float32)
+        rows: Floats = codes[:, : look_up.columns] * scales.astype(np.float64 if look_up.exact else np.float32)
         return rows
 
     def _read(self, ids: Ints, start: int, row: np.dtype[Any]) -> npt.NDArray[Any]:

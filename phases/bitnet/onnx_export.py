@@ -158,12 +158,9 @@ class _Exporter:
     def _attend_grouped(self, x: str, layer: int) -> tuple[str, list[str]]:
         """Return the attention's contribution (1, T, D) and the names of the cache's parts behind it."""
         g, a, name = self.graph, self.a, f"blocks.{layer}.qkv"
-        matrix, bias = (
-            pad_heads(self.model.matrices[f"{name}.weight"], a.head_dim),
-            self.model.vectors.get(f"{name}.bias"),
-        )
-        padded_bias = None if bias is None else pad_rows(bias, a.head_dim)
-        qkv = linear(g, x, f"{name}.weight", matrix, bias=padded_bias)
+        matrix = pad_heads(self.model.matrices[f"{name}.weight"], a.head_dim)
+        bias = self.model.vectors.get(f"{name}.bias")
+        qkv = linear(g, x, f"{name}.weight", matrix, bias=None if bias is None else pad_rows(bias, a.head_dim))
         attended, past = g.name("attended"), [f"key_{layer}", f"value_{layer}"]
         present = [f"present_{part}" for part in past]
         node = helper.make_node(

@@ -37,6 +37,13 @@ def unpack_bits(packed: Tensor, bits: int, columns: int) -> Tensor:
     return (offset.flatten(1)[:, :columns].to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 
+def unpack_array(packed: Bytes, bits: int) -> Codes:
+    """Return the codes (N, B * 8 / bits) of bytes (N, B), of an array and with the padding of a last block."""
+    places = np.arange(0, 8, bits, dtype=np.uint8)
+    offset = (packed[..., None] >> places) & np.uint8((1 << bits) - 1)
+    return (offset.reshape(len(packed), -1) - np.uint8(1 << (bits - 1))).view(np.int8)
+
+
 def pack_trits(codes: Codes) -> bytes:
     """Pack codes of any shape, in order, five to a byte; the last byte is filled up with zeros."""
     trits = codes.reshape(-1).astype(np.int64) + 1
