@@ -1,9 +1,9 @@
 """What other recipes for ternary weights are worth: each trained as the default one is, from the same parent.
 
-Parts of the default are taken away (distillation, row scales, least squares, the second stage, the high learning rate),
-and what the literature adds is added: quantisation that is faded in (lambda warm-up, HuggingFace 2024), a norm before
-the output projections (SubLN, Wang et al. 2023), learned row scales (LSQ, Esser et al. 2020). Quality is that of the
-model in torch with all that it was trained with, so an alternative is not charged for what an export would lose.
+Parts of the default are taken away (distillation, row scales, least squares, the second stage, Muon, the high learning
+rate), and what the literature adds is added: quantisation that is faded in (lambda warm-up, HuggingFace 2024), a norm
+before the output projections (SubLN, Wang et al. 2023), learned row scales (LSQ, Esser et al. 2020). Quality is that of
+the model in torch with all that it was trained with, so an alternative is not charged for what an export would lose.
 """
 
 import statistics
@@ -31,7 +31,7 @@ from phases.corpus.packed import Corpus
 from phases.training.loop import StepReport
 
 L = TypeVar("L", bound=BitLinear)
-_RATE = 4e-3
+_RATE = 2e-3
 _WARM_UP = 0.3  # share of the steps in which quantisation is faded in
 _HELD_OUT = HeldOutConfig(tokens=32_768, streams=32)
 _DEFAULT = "default"
@@ -41,6 +41,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {  # what differs from the default recipe
     "without_row_scales": {"layout": "tensor"},
     "without_least_squares": {"method": "absmean"},
     "without_second_stage": {"second_stage": 0.0},
+    "with_adamw": {"optimizer": "adamw", "learning_rate": 2 * _RATE},  # each its best rate
     "rate_halved": {"learning_rate": _RATE / 2},
     "rate_doubled": {"learning_rate": _RATE * 2},
     "with_lambda_warm_up": {},
@@ -79,7 +80,9 @@ def _bits(name: str, model: TinyTitan, corpus: Corpus, steps: int, seed: int, ro
     """Return the bits per byte of the parent quantised and trained in a way."""
     changed = _SETTINGS[name]
     fields = [{k: v for k, v in changed.items() if k in c.model_fields} for c in (QuantisationConfig, RecipeConfig)]
-    recipe = RecipeConfig(**fields[1], training=training(steps, changed.get("learning_rate", _RATE)))
+    run = training(steps, changed.get("learning_rate", _RATE))
+    run = run.model_copy(update={"optimizer": changed.get("optimizer", "muon")})
+    recipe = RecipeConfig(**fields[1], training=run)
     lesson, student = Lesson(model, batches(corpus, 100 + seed)), to_bitnet(model, QuantisationConfig(**fields[0]))
     if name in _CHANGES:
         lesson = _CHANGES[name](student, lesson, steps)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bitnet_models import decoder
+from benchmarks.bitnet_models import Format, decoder
 from benchmarks.harness import Baseline, Figure, progress, torch_threads
 from phases.bitnet.activations import quantiser_for
 from phases.bitnet.config import QuantisationConfig
@@ -36,16 +36,21 @@ from phases.timing import bootstrap
 
 _PAST, _TOKENS = 128, 48
 _CONTEXT, _VOCABULARY, _LENGTH = 512, 2048, 128
+_HEADS: dict[Format, tuple[str, str]] = {
+    "ternary int8": ("decode_vs_llamacpp", "Q8_0"),
+    "ternary int4": ("decode_vs_llamacpp_int4", "Q4_0"),
+}
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Return `decode_vs_llamacpp` and `gguf_bpb_delta`."""
+    """Return `decode_vs_llamacpp`, with heads in 8 and in 4 bits, and `gguf_bpb_delta`."""
     if importlib.util.find_spec("xllamacpp") is None:
         progress("decode_vs_llamacpp, gguf_bpb_delta left out: xllamacpp is missing (pip install 'agent-forge[dev]')")
         return []
     with tempfile.TemporaryDirectory() as folder:
-        return [_speed(Path(folder), 3 if quick else 9), *_quality(Path(folder), 60 if quick else 300)]
+        speeds = [_speed(Path(folder), form, 3 if quick else 9) for form in _HEADS]
+        return [*speeds, *_quality(Path(folder), 60 if quick else 300)]
 
 
 def _server(path: Path) -> Any:
@@ -58,10 +63,11 @@ def _server(path: Path) -> Any:
     return xllamacpp.Server(parameters)
 
 
-def _speed(folder: Path, repetitions: int) -> Figure:
-    """Time greedy decoding behind the same past, wall clock, in turns."""
-    progress("decoding against llama.cpp")
-    model = decoder("llama", "ternary int8")
+def _speed(folder: Path, form: Format, repetitions: int) -> Figure:
+    """Time greedy decoding behind the same past, wall clock, in turns; both have embedding and head in as many bits."""
+    key, theirs_has = _HEADS[form]
+    progress(f"decoding against llama.cpp, {form}")
+    model = decoder("llama", form)
     write_gguf(model, train_tokenizer(["any words"] * 3, 300).to_str(), folder / "model.gguf")
     write_onnx(model, folder / "model.onnx")
     server, stream = _server(folder / "model.gguf"), OnnxModel(folder / "model.onnx").stream()
@@ -79,9 +85,9 @@ def _speed(folder: Path, repetitions: int) -> Figure:
             ours.append((time.perf_counter() - start) / _TOKENS)
     ratios = [slow / fast for slow, fast in zip(theirs, ours, strict=True)]
     low, high = bootstrap(ratios)
-    what = "llama.cpp TQ2_0 with a Q8_0 embedding, tokens per second"
+    what = f"llama.cpp TQ2_0 with a {theirs_has} embedding, tokens per second"
     return Figure(
-        key="decode_vs_llamacpp",
+        key=key,
         value=statistics.median(ratios),
         unit="x",
         better="higher",

@@ -38,8 +38,10 @@ class RecipeConfig(Settings):
     """The run. `first` and `second` share the steps; the second starts at a lower rate and does not decay weights."""
 
     training: TrainingConfig = Field(
-        default=TrainingConfig(steps=100, batch_size=8, learning_rate=4e-3, warmup_steps=10, final_learning_rate=0.0),
-        description="of both stages together; its learning rate is the first's peak",
+        default=TrainingConfig(
+            steps=100, batch_size=8, learning_rate=2e-3, warmup_steps=10, final_learning_rate=0.0, optimizer="muon"
+        ),
+        description="of both stages together, and of the control; its learning rate is the first's peak",
     )
     second_stage: float = Field(default=0.5, ge=0, le=1, description="share of the steps; 0 has one stage only")
     drop: float = Field(
@@ -71,7 +73,7 @@ class BitNetConfig(Settings):
     quantisation: QuantisationConfig = QuantisationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     recipe: RecipeConfig = RecipeConfig()
-    learning_rates: tuple[float, ...] = Field(default=(4e-3,), min_length=1, description="tried; validation decides")
+    learning_rates: tuple[float, ...] = Field(default=(2e-3,), min_length=1, description="tried; validation decides")
     control_learning_rates: tuple[float, ...] = Field(
         default=(1e-3,), min_length=1, description="of the full-precision control, which gets its best, too"
     )

@@ -23,6 +23,10 @@ class Distillation(nn.Module):
         self.student, self.share = student, share
         self._teacher = (teacher.eval(),)  # in a tuple, which nn.Module does not search
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return what Muon may move: those of the student."""
+        return self.student.hidden_matrices()
+
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of `rows` (B, T + 1) and the student's own metrics, with the divergence from its teacher."""
         with torch.no_grad():

@@ -133,7 +133,7 @@ class _Exporter:
         outputs = [self._output("present", [1, 2 * a.n_layers * a.n_kv_heads, "T", a.head_dim])]
         if a.titan is None:
             normed, _ = self._add_norm(x, pending, "norm.weight")
-            self._rename(self._head(g, normed), "logits")
+            self._rename(self._head(normed), "logits")
             self._rename(normed, "normed")
             return [*outputs, *self._logits()]
         self._rename(queries, "queries")
@@ -152,7 +152,7 @@ class _Exporter:
             normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
             pending = self._mlp(normed, layer)
         normed, _ = self._add_norm(x, pending, "norm.weight")
-        self._rename(self._head(g, g.op("Squeeze", normed, g.ints(0))), "logits")
+        self._rename(self._head(g.op("Squeeze", normed, g.ints(0))), "logits")
         return [*outputs, self._output("logits", ["T", a.vocab_size])]
 
     def _attend_grouped(self, x: str, layer: int) -> tuple[str, list[str]]:
@@ -255,20 +255,13 @@ class _Exporter:
         halted = g.op("Or", g.op("GreaterOrEqual", sure, threshold), "last")
         for value, name in ((x, "hidden_out"), (going_on, "going_on_out"), (halted, "halted")):
             self._rename(value, name)
-        some, none = Graph(g), Graph(g)
-        normed, _ = self._add_norm(some.op("Compress", x, halted, axis=0), "", "norm.weight", some)
-        nothing = helper.make_tensor("", g.kind, [1], [0])
-        widths = self.a.vocab_size, self.a.d_model
-        empty = [none.op("ConstantOfShape", none.ints(0, width), value=nothing) for width in widths]
-        number = g.op("ReduceSum", g.op("Cast", halted, to=TensorProto.INT64), keepdims=0)
-        any_halted = g.op("Greater", number, self._zero())
-        found = self._either(any_halted, (some, [self._head(some, normed), normed]), (none, empty))
-        self._rename(found[0], "logits")
-        self._rename(found[1], "normed")
+        # Of no token that halts, the products have no rows and take no time.
+        normed, _ = self._add_norm(g.op("Compress", x, halted, axis=0), "", "norm.weight")
+        self._rename(self._head(normed), "logits")
+        self._rename(normed, "normed")
 
-    def _head(self, graph: Graph, normed: str) -> str:
-        name = HEAD if self.a.tied else "head.weight"
-        return linear(graph, normed, name, self.model.head)
+    def _head(self, normed: str) -> str:
+        return linear(self.graph, normed, HEAD if self.a.tied else "head.weight", self.model.head)
 
     def _linear(self, x: str, name: str) -> str:
         matrix, bias = self.model.matrices[f"{name}.weight"], self.model.vectors.get(f"{name}.bias")
@@ -280,24 +273,13 @@ class _Exporter:
         stored = g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias)
         return g.op("Gemm", x, *stored, transB=1)
 
-    def _add_norm(self, x: str, add: str, weight: str, graph: Graph | None = None) -> tuple[str, str]:
+    def _add_norm(self, x: str, add: str, weight: str) -> tuple[str, str]:
         """Return the RMSNorm of x + add and the sum itself; `add` may be empty."""
-        return add_norm(graph or self.graph, x, add, weight, self.model.vectors[weight], self.a.eps)
+        return add_norm(self.graph, x, add, weight, self.model.vectors[weight], self.a.eps)
 
     def _part(self, x: str, width: int) -> str:
         g = self.graph
         return g.op("Slice", x, g.ints(0), g.ints(width), g.ints(1))
-
-    def _either(self, condition: str, yes: tuple[Graph, list[str]], no: tuple[Graph, list[str]]) -> list[str]:
-        """Return the outputs of an If node. Its branches see everything outside."""
-
-        def branch(graph: Graph, names: list[str]) -> onnx.GraphProto:
-            # Branches declare no shapes; the runtime infers them.
-            outputs = [helper.make_tensor_value_info(name, self.graph.kind, None) for name in names]
-            return graph.proto(names[0], [], outputs)
-
-        branches = {"then_branch": branch(*yes), "else_branch": branch(*no)}
-        return self.graph.ops("If", condition, outputs=len(yes[1]), **branches)
 
     def _zero(self) -> str:
         return self.graph.constant(np.array(0))

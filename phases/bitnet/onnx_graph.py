@@ -218,9 +218,10 @@ def with_sentinel(graph: Graph, codes: str, columns: int) -> str:
     missing = -columns % width
     if missing:
         codes = graph.op("Pad", codes, graph.ints(0, 0, 0, missing))
-    blocks = graph.op("Reshape", codes, graph.ints(0, -1, width))
+    count = -(-columns // width)  # not left to the runtime, which cannot infer it where there are no tokens
+    blocks = graph.op("Reshape", codes, graph.ints(0, count, width))
     filled = graph.op("Pad", blocks, graph.ints(0, 0, 0, 0, 0, 1), graph.constant(np.array(MOST, np.float32)))
-    return graph.op("Reshape", filled, graph.ints(0, -1))
+    return graph.op("Reshape", filled, graph.ints(0, count * BLOCK))
 
 
 def _block(graph: Graph, matrix: QuantisedTensor) -> int:

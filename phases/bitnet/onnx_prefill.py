@@ -8,7 +8,6 @@ are no longer rounded. It takes one or four bytes per weight beside what the fil
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def widened(path: Path) -> bytes:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     folds = {fold.blocks_name: fold for fold in (Fold(*entry) for entry in json.loads(metadata[FOLDED]))}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in _products(model.graph):
+    for node in (node for node in model.graph.node if node.op_type == "MatMulNBits"):
         attributes = {a.name: a.i for a in node.attribute}
         fold, columns = folds[node.input[1]], attributes["K"]
         codes = unpack_array(numpy_helper.to_array(stored[fold.codes]), attributes["bits"])[:, :columns]
@@ -48,19 +47,8 @@ def widened(path: Path) -> bytes:
         inputs.insert(1, name)
         kind, domain = ("MatMulNBits", node.domain) if rest else ("MatMul", "")
         node.CopyFrom(helper.make_node(kind, inputs, list(node.output), domain=domain, **rest))
-    used = {name for part in (model.graph, *_branches(model.graph)) for node in part.node for name in node.input}
+    used = {name for node in model.graph.node for name in node.input}
     del model.graph.initializer[:]
     model.graph.initializer.extend(tensor for name, tensor in stored.items() if name in used)
     content: bytes = model.SerializeToString()
     return content
-
-
-def _products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for part in (graph, *_branches(graph)):
-        yield from (node for node in part.node if node.op_type == "MatMulNBits")
-
-
-def _branches(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs inside a graph's nodes; none of ours has any within those."""
-    for node in graph.node:
-        yield from (a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)

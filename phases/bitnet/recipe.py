@@ -1,9 +1,9 @@
 """Quantisation-aware training: a short run from the trained parent, under its eyes.
 
 Distillation of the logits with a tenth of cross-entropy, a scale per row by least squares, embedding and head quantised
-from the first step, a learning rate far above that of ordinary fine-tuning (weights must move far enough to change
-their code), and no weight decay in the second stage. A result counts only beside the full-precision control, which gets
-the same rows and steps and the best of several learning rates.
+from the first step, Muon at a learning rate far above that of ordinary fine-tuning (weights must move far enough to
+change their code), and no weight decay in the second stage. A result counts only beside the full-precision control,
+which gets the same rows, steps and optimiser and the best of several learning rates.
 """
 
 import copy

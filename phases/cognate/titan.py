@@ -131,6 +131,10 @@ class TinyTitan(nn.Module):
         weight: Tensor = (self.head or self.embedding).weight
         return weight
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Return the blocks' matrices: what Muon is for, as embedding, head and memory are not."""
+        return [parameter for parameter in self.blocks.parameters() if parameter.dim() == 2]
+
     def empty_state(self, batch: int) -> State:
         """Return the state of `batch` rows that have read nothing."""
         c, like = self.config, self.embedding.weight

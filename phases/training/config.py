@@ -19,7 +19,10 @@ class TrainingConfig(Settings):
     learning_rate: float = Field(default=3e-3, gt=0, description="peak")
     final_learning_rate: float = Field(default=0.05, ge=0, le=1, description="share of the peak after the cosine")
     warmup_steps: int = Field(default=20, ge=0, description="linear warm-up")
-    betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon (Jordan 2024) moves the model's hidden matrices, AdamW all else"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(default=0.1, ge=0, description="on matrices only")
     grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16"] = Field(

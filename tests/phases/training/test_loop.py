@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phases.errors import ArtifactError, NumericalError
 from phases.training.config import TrainingConfig
-from phases.training.loop import StepReport, make_optimizer, train
+from phases.training.loop import StepReport, make_optimizers, train
 from phases.training.losses import linear_cross_entropy
 from phases.training.state import META, TENSORS, TrainState
 
@@ -27,6 +27,9 @@ class Bigram(nn.Module):
         self.norm = nn.RMSNorm(12)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(12, VOCABULARY, bias=False)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [self.head.weight]
 
     def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         h = self.dropout(self.norm(self.embedding(rows[:, :-1])))
@@ -59,9 +62,10 @@ def _digest(model: nn.Module) -> str:
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values())).hexdigest()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stopped_anywhere_it_ends_with_the_same_bits(precision: str) -> None:
-    config = _config(precision=precision)
+def test_stopped_anywhere_it_ends_with_the_same_bits(precision: str, optimizer: str) -> None:
+    config = _config(precision=precision, optimizer=optimizer)
     straight, reports, states = _run(config)
     assert [state.step for state in states] == list(range(1, 20)), "after every step but the last"
     for state in states[::6]:
@@ -140,8 +144,25 @@ def test_steps_equal_those_of_plain_adamw() -> None:
 
 
 def test_vectors_are_not_decayed() -> None:
-    groups = make_optimizer(Bigram(), _config(weight_decay=0.3)).param_groups
-    assert [(g["weight_decay"], {p.dim() for p in g["params"]}) for g in groups] == [(0.3, {2}), (0.0, {1})]
+    (adamw,) = make_optimizers(Bigram(), _config(weight_decay=0.3))
+    groups = [(g["weight_decay"], {p.dim() for p in g["params"]}) for g in adamw.param_groups]
+    assert groups == [(0.3, {2}), (0.0, {1})]
+
+
+def test_muon_moves_hidden_matrices_as_far_as_adamw_would_and_adamw_the_rest() -> None:
+    config = _config(steps=1, warmup_steps=0, weight_decay=0.0, grad_clip=1e9)
+    before, moved = Bigram(), dict[str, Bigram]()
+    for optimizer in ("adamw", "muon"):
+        moved[optimizer] = Bigram()
+        moved[optimizer].dropout.p = 0.0
+        changed = config.model_copy(update={"optimizer": optimizer})
+        train(moved[optimizer], _batches(), changed, on_step=lambda report: None, save=lambda state: None)
+    for name in ("embedding.weight", "norm.weight"):
+        assert torch.equal(*(model.get_parameter(name) for model in moved.values()))
+    update = moved["muon"].head.weight - before.head.weight
+    singular = torch.linalg.svdvals(update / (0.2 * config.learning_rate * max(update.shape) ** 0.5))
+    assert singular.min() > 0.3  # five Newton-Schulz steps bring all near 1
+    assert singular.max() < 1.4
 
 
 @pytest.mark.parametrize("quantity", ["loss", "gradient norm"])
@@ -185,4 +206,4 @@ def test_damaged_or_foreign_states_are_refused() -> None:
             TrainState.from_files(damaged)
     other = nn.Linear(2, 2)
     with pytest.raises(ArtifactError, match="another model"):
-        states[-1].restore(other, make_optimizer(other, _config()))
+        states[-1].restore(other, make_optimizers(other, _config()))
