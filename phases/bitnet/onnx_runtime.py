@@ -104,7 +104,8 @@ class Stream:
         self._surprise = np.zeros(self._segment, np.float32)
         # Places before the segment under way: the one before it, or what the first queries' convolution looks back at.
         self._older = CONV_WIDTH - 1 if titan else 0
-        self._cache, self._queries = self._make_cache(PLACES)
+        self._cache = [self._make_cache(step, PLACES) for step in range(a.steps)]
+        self._queries = self._make_queries(PLACES)
         if model.writer is not None:
             self._memory = model.writer.empty()
             self._bind_memory(self._memory)
@@ -143,7 +144,8 @@ class Stream:
                 piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
                 self._queries[step, end + active] = found["queries"]
                 self._queries[step + 1 :, end + done] = self._queries[step, end + done]
-                self._cache[step + 1 :, ..., end + done, :] = cache[..., end + done, :]
+                for later in self._cache[step + 1 :]:
+                    later[..., end + done, :] = cache[..., end + done, :]
             active = active[~halted]
             if not len(active):
                 break
@@ -180,7 +182,7 @@ class Stream:
 
     def _mask(self, active: Ints, piece: "_Piece") -> Floats:
         """Return 0 where a token may look and -inf elsewhere, (A, W + A)."""
-        width, length = self._cache.shape[-2], len(piece.ids)
+        width, length = self._cache[0].shape[-2], len(piece.ids)
         seen = np.zeros((len(active), width + len(active)), np.bool_)
         seen[:, piece.start : piece.end] = True
         if len(active) < length:  # those that have halted are in the cache already
@@ -204,13 +206,17 @@ class Stream:
         return (0 if self.position >= self._segment else self._older), self._older + self.position % self._segment
 
     def _make_room(self, places: int) -> None:
-        """Enlarge the cache where it has fewer places."""
-        if places <= (before := self._cache.shape[-2]):
+        """Enlarge the caches that have fewer places, one by one, so that only one is held twice."""
+        if places <= (before := self._cache[0].shape[-2]):
             return
-        cache, queries = self._make_cache(-(-places // PLACES) * PLACES)
-        cache[..., :before, :] = self._cache
+        places = -(-places // PLACES) * PLACES
+        for step in range(len(self._cache)):
+            cache = self._make_cache(step, places)
+            cache[..., :before, :] = self._cache[step]
+            self._cache[step] = cache
+        queries = self._make_queries(places)
         queries[:, : self._queries.shape[1]] = self._queries
-        self._cache, self._queries = cache, queries
+        self._queries = queries
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
@@ -227,22 +233,29 @@ class Stream:
         if start + len(ids) == self._segment:
             self._memory = self.model.writer.write(self._memory, self._outputs[None], self._surprise[None])
             self._bind_memory(self._memory)
-            for cache in (self._cache, self._queries):
+            for cache in (*self._cache, self._queries):
                 cache[..., : self._segment, :] = cache[..., self._older : self._older + self._segment, :]
             self._older = self._segment
 
-    def _make_cache(self, places: int) -> tuple[Floats, Floats]:
-        """Allocate and bind what is bound once: keys and values (S, L, 2, G, W, K), and memory queries (S, W, D)."""
+    def _make_cache(self, step: int, places: int) -> Floats:
+        """Allocate the keys and values of a pass (L, 2, G, W, K), and bind them once."""
         a = self.model.architecture
-        cache = np.zeros((a.steps, a.n_layers, 2, a.n_kv_heads, places, a.head_dim), self.model.floats)
-        queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), self.model.floats)
-        for step, binding in ((step, binding) for bindings in self._bindings for step, binding in enumerate(bindings)):
+        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, a.head_dim), self.model.floats)
+        for bindings in self._bindings:
             for layer in range(a.n_layers):
                 for kind, name in enumerate(("key", "value")):
-                    bind(binding, f"{name}_{layer}", cache[step, layer, kind][None])
-            if a.titan is not None:
-                bind(binding, "past_queries", queries[step])
-        return cache, queries
+                    bind(bindings[step], f"{name}_{layer}", cache[layer, kind][None])
+        return cache
+
+    def _make_queries(self, places: int) -> Floats:
+        """Allocate the memory queries of all passes (S, W, D), of which a model without a memory has none."""
+        a = self.model.architecture
+        queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), self.model.floats)
+        if a.titan is not None:
+            for bindings in self._bindings:
+                for step, binding in enumerate(bindings):
+                    bind(binding, "past_queries", queries[step])
+        return queries
 
     def _bind_memory(self, memory: MemoryState) -> None:
         """Bind the slots, of which the graph has no rows of texts."""
