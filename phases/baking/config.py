@@ -7,13 +7,13 @@ from phases.baking.losses import Loss
 from phases.baking.optimise.candidates import Target
 from phases.baking.persona import Persona
 from phases.settings import Settings
-from phases.training.config import TrainingConfig
+from phases.training.config import AdamWTrainingConfig, TrainingConfig
 
 
 class InstructionConfig(Settings):
     """Teaching a model to follow system prompts; without this there is nothing to bake."""
 
-    training: TrainingConfig = Field(
+    training: AdamWTrainingConfig = Field(
         default=TrainingConfig(steps=900, batch_size=32, learning_rate=3e-3, warmup_steps=50, checkpoint_every=100),
         description="on dialogues; `seq_len` is that of the text in between",
     )
@@ -29,7 +29,7 @@ class InstructionConfig(Settings):
 class PromptBakingConfig(Settings):
     """Prompt baking (Bhargava et al. 2024): the student without the prompt learns what the teacher does with it."""
 
-    training: TrainingConfig = Field(
+    training: AdamWTrainingConfig = Field(
         default=TrainingConfig(
             steps=400,
             batch_size=32,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from phases.corpus.config import MixConfig
 from phases.errors import ConfigError
 from phases.settings import Settings
-from phases.training.config import TrainingConfig
+from phases.training.config import AdamWTrainingConfig, TrainingConfig
 
 Injection = Literal["entropy", "attention", "random", "matched", "all"]
 
@@ -77,7 +77,7 @@ class QuietStarConfig(Settings):
 
     thought: ThoughtConfig = ThoughtConfig()
     learning: LearningConfig = LearningConfig()
-    training: TrainingConfig = TrainingConfig(
+    training: AdamWTrainingConfig = TrainingConfig(
         steps=40, batch_size=4, seq_len=128, learning_rate=5e-4, warmup_steps=5, checkpoint_every=100
     )
     mix: MixConfig = MixConfig(text=0.8, arithmetic=0.1, permutation=0.1)

@@ -1,9 +1,10 @@
 """Configuration of a training run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from phases.errors import ConfigError
 from phases.settings import Settings
 
 Precision = Literal["fp32", "bf16"]
@@ -34,3 +35,12 @@ class TrainingConfig(Settings):
         default=None, gt=0, description="but only the newest for longer than this; None for no limit"
     )
     threads: int = Field(default=1, ge=1, description="of torch, per agent; another number gives other bytes")
+
+
+def _without_muon(config: TrainingConfig) -> TrainingConfig:
+    if config.optimizer == "muon":
+        raise ConfigError.of("optimizer", "muon", "what is trained here has no hidden matrices of its own", "use adamw")
+    return config
+
+
+AdamWTrainingConfig = Annotated[TrainingConfig, AfterValidator(_without_muon)]  # where Muon has not been tried

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phases.errors import ArtifactError, NumericalError
+from phases.baking.config import InstructionConfig, PromptBakingConfig
+from phases.errors import ArtifactError, ConfigError, NumericalError
+from phases.quietstar.config import QuietStarConfig
+from phases.settings import Settings
 from phases.training.config import TrainingConfig
 from phases.training.loop import StepReport, make_optimizers, train
 from phases.training.losses import linear_cross_entropy
@@ -207,3 +210,9 @@ def test_damaged_or_foreign_states_are_refused() -> None:
     other = nn.Linear(2, 2)
     with pytest.raises(ArtifactError, match="another model"):
         states[-1].restore(other, make_optimizers(other, _config()))
+
+
+@pytest.mark.parametrize("config", [QuietStarConfig, InstructionConfig, PromptBakingConfig])
+def test_muon_is_refused_where_it_has_nothing_to_move(config: type[Settings]) -> None:
+    with pytest.raises(ConfigError, match="use adamw"):
+        config.model_validate({"training": {"optimizer": "muon"}})
