@@ -39,6 +39,7 @@ from phases.evomerge.ledger import Ledger
 from phases.evomerge.space import Choice, Genome, Space, Value
 from phases.probes import RunFiles
 
+BUDGET, QUICK_BUDGET = 302, 98  # evaluations, of which the finals take 72
 _FINALS = 12  # data of the finals over the search's
 _TIE = 0.005  # fitness; the tolerance of the phase's claim
 _RIVALS = ("cma-es", "pymoo GA", "random search", "best parent", "uniform average")
@@ -48,7 +49,7 @@ Vector = npt.NDArray[np.float64]
 def search_figures(quick: bool) -> list[Figure]:
     """Return `search_wins` and `merge_share`."""
     run = specialists()
-    seeds, budget = (2, 62) if quick else (10, 302)
+    seeds, budget = (2, QUICK_BUDGET) if quick else (10, BUDGET)
     # Entries of the ledger are named by all that counts, so what is there need not be redone.
     rows = each_seed(partial(_contest, str(run), str(RESULTS / "evomerge-ledger"), budget), range(seeds))
     wins = [float(all(row["ours"] >= row[rival] - _TIE for rival in _RIVALS)) for row in rows]
@@ -123,7 +124,7 @@ class _Problem:
         return self.search.plan.outcome(self.measure(genome)).fitness
 
 
-def _config(budget: int) -> EvoMergeConfig:
+def config_of(budget: int) -> EvoMergeConfig:
     """Return a search whose evaluations, with those of the finals at what their data costs, are the budget's."""
     data = {"text_tokens": 1024, "streams": 8, "task_instances": 6}
     finals = {"entrants": 3, "data": {name: _FINALS * value for name, value in data.items()} | {"streams": 16}}
@@ -133,7 +134,7 @@ def _config(budget: int) -> EvoMergeConfig:
 
 def _contest(run: str, ledger: str, budget: int, seed: int) -> dict[str, float]:
     """Let all searchers spend `budget` evaluations and return the held-out fitness of what each found."""
-    config = _config(budget)
+    config = config_of(budget)
     search = phase.prepare(RunFiles(run), config, 0)
     problem = _Problem(search, Positions(search.evaluator.parents, 0), Ledger(ledger))
     searchers: dict[str, Callable[[_Problem, int, int], Genome]] = {
@@ -163,7 +164,7 @@ def _held_out(search: phase.Search, genome: Genome, rows: FitnessRows) -> Measur
 
 def _ours(problem: _Problem, budget: int, seed: int) -> Genome:
     plan, everyone = problem.search.plan, list[Individual]()
-    engine = EvoEngine(plan.space, _config(budget).evolution, seed, plan.initial)
+    engine = EvoEngine(plan.space, config_of(budget).evolution, seed, plan.initial)
     while candidates := engine.ask():
         for candidate in candidates:
             told = plan.outcome(problem.measure(candidate.genome))
