@@ -20,19 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import (
-    Baseline,
-    Figure,
-    bootstrap,
-    interleave,
-    peak_rss,
-    progress,
-    ratio_figure,
-    torch_threads,
-)
+from benchmarks.harness import Baseline, Figure, interleave, peak_rss, progress, ratio_figure, torch_threads
 from phases.cognate import titan
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
+from phases.timing import bootstrap
 from phases.training.config import Precision, TrainingConfig
 from phases.training.loop import StepReport, resolve_precision, train
 from phases.training.schedule import learning_rate
