@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Baseline, Figure, progress, torch_threads
-from benchmarks.text_model import batches, corpus_of, parent, training
+from benchmarks.text_model import batches, corpus_of, parent, recipe_of
 from phases.bitnet.config import HeldOutConfig, QuantisationConfig, RecipeConfig
 from phases.bitnet.linear import BitLinear
 from phases.bitnet.quality import Tokens, bits_per_byte, streams
@@ -28,10 +28,11 @@ from phases.bitnet.titan import BitTitan, to_bitnet
 from phases.cognate.norm import RMSNorm
 from phases.cognate.titan import TinyTitan
 from phases.corpus.packed import Corpus
+from phases.training.config import TrainingConfig
 from phases.training.loop import StepReport
 
 L = TypeVar("L", bound=BitLinear)
-_RATE = 2e-3
+_RATE = RecipeConfig().training.learning_rate
 _WARM_UP = 0.3  # share of the steps in which quantisation is faded in
 _HELD_OUT = HeldOutConfig(tokens=32_768, streams=32)
 _DEFAULT = "default"
@@ -80,9 +81,8 @@ def _bits(name: str, model: TinyTitan, corpus: Corpus, steps: int, seed: int, ro
     """Return the bits per byte of the parent quantised and trained in a way."""
     changed = _SETTINGS[name]
     fields = [{k: v for k, v in changed.items() if k in c.model_fields} for c in (QuantisationConfig, RecipeConfig)]
-    run = training(steps, changed.get("learning_rate", _RATE))
-    run = run.model_copy(update={"optimizer": changed.get("optimizer", "muon")})
-    recipe = RecipeConfig(**fields[1], training=run)
+    run = {k: v for k, v in changed.items() if k in TrainingConfig.model_fields}
+    recipe = recipe_of(steps, **run).model_copy(update=fields[1])
     lesson, student = Lesson(model, batches(corpus, 100 + seed)), to_bitnet(model, QuantisationConfig(**fields[0]))
     if name in _CHANGES:
         lesson = _CHANGES[name](student, lesson, steps)

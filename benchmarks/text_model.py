@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import progress
+from phases.bitnet.config import RecipeConfig
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
 from phases.corpus.config import CorpusConfig
@@ -45,6 +47,14 @@ def training(steps: int, rate: float, shape: tuple[int, int] = SHAPE) -> Trainin
         final_learning_rate=0.0,
         checkpoint_every=steps + 1,
     )
+
+
+def recipe_of(steps: int, **changes: Any) -> RecipeConfig:
+    """Return phase 4's default recipe, but of so many steps of `SHAPE`, and with `changes` to its training."""
+    default = RecipeConfig()
+    own = {"optimizer": default.training.optimizer} | changes
+    run = training(steps, default.training.learning_rate).model_copy(update=own)
+    return default.model_copy(update={"training": run})
 
 
 def batches(corpus: Corpus, seed: int, shape: tuple[int, int] = SHAPE) -> Callable[[int], Tensor]:

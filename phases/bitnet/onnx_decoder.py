@@ -6,7 +6,17 @@ Shapes: T tokens, V vocabulary, L layers, G key and value heads, W places of the
 import numpy as np
 import onnxruntime as ort
 
-from phases.bitnet.onnx_binding import PLACES, Floats, Read, StoredRows, bind, bind_output, checked, rotation
+from phases.bitnet.onnx_binding import (
+    PLACES,
+    Floats,
+    Read,
+    StoredRows,
+    bind,
+    bind_output,
+    checked,
+    rotation,
+    whole_places,
+)
 from phases.bitnet.onnx_heads import padded_width
 from phases.bitnet.onnx_prefill import MANY
 from phases.bitnet.packed import Architecture
@@ -45,7 +55,7 @@ class DecoderStream:
         """Enlarge the cache where it has fewer places."""
         if places <= (before := self._cache.shape[-2]):
             return
-        cache = self._make_cache(-(-places // PLACES) * PLACES)
+        cache = self._make_cache(whole_places(places))
         cache[..., :before, :] = self._cache
         self._cache = cache
 

@@ -24,7 +24,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
 
 from phases.bitnet.memory_writer import MemoryWriter, surprise_of
-from phases.bitnet.onnx_binding import PLACES, Floats, Ints, Read, StoredRows, bind, checked, rotation
+from phases.bitnet.onnx_binding import PLACES, Floats, Ints, Read, StoredRows, bind, checked, rotation, whole_places
 from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_map import with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
@@ -209,7 +209,7 @@ class Stream:
         """Enlarge the caches that have fewer places, one by one, so that only one is held twice."""
         if places <= (before := self._cache[0].shape[-2]):
             return
-        places = -(-places // PLACES) * PLACES
+        places = whole_places(places)
         for step in range(len(self._cache)):
             cache = self._make_cache(step, places)
             cache[..., :before, :] = self._cache[step]
