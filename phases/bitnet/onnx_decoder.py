@@ -3,7 +3,10 @@
 Shapes: T tokens, V vocabulary, L layers, G key and value heads, W places of the cache, P width of a padded head.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from phases.bitnet.onnx_binding import (
@@ -30,6 +33,8 @@ class DecoderStream:
     ) -> None:
         self.architecture, self.position = architecture, 0
         self._rows, self._sessions = rows, sessions
+        kinds = {value.name: value.type for value in sessions[0].get_inputs()}
+        self._cached = np.int8 if kinds["key_0"] == "tensor(int8)" else np.float32
         self._bindings = [session.io_binding() for session in sessions]
         self._last_place, self._count = np.zeros(1, np.int32), np.zeros((), np.int32)
         self._cache = self._make_cache(PLACES)
@@ -51,6 +56,11 @@ class DecoderStream:
         self.position = end
         return Read(logits, np.ones_like(ids))
 
+    def largest(self) -> Floats:
+        """Return the largest magnitude of each channel in keys and values as they are held, (L, 2, G, P)."""
+        largest: Floats = np.abs(self._cache[..., : self.position, :]).max(-2)
+        return largest
+
     def _make_room(self, places: int) -> None:
         """Enlarge the cache where it has fewer places."""
         if places <= (before := self._cache.shape[-2]):
@@ -59,11 +69,11 @@ class DecoderStream:
         cache[..., :before, :] = self._cache
         self._cache = cache
 
-    def _make_cache(self, places: int) -> Floats:
+    def _make_cache(self, places: int) -> npt.NDArray[Any]:
         """Allocate keys and values (L, 2, G, W, P) and bind them, as inputs and as outputs, with all places' turns."""
         a = self.architecture
         width = padded_width(a.head_dim)
-        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, width), np.float32)
+        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, width), self._cached)
         # Queries and keys are both turned by these, so scores come out scaled by 1 / sqrt(K), as attention has them.
         self._turns = [np.zeros((places, width // 2), np.float32) for _ in range(2)]
         for turns, values in zip(self._turns, rotation(np.arange(places), a.head_dim, a.rope_theta), strict=True):

@@ -8,7 +8,7 @@ nothing is copied per token.
 
 Inputs of a grouped decoder (T tokens, W places of the cache, P width of a padded head): `tokens` (T), `cos`, `sin`
 (W, P/2, of all places, times K^-1/4), `last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`,
-`value_i` (1, G, W, P) for each layer.
+`value_i` (1, G, W, P) for each layer, in int8 where the file has steps for them (`onnx_cache.py`).
 Outputs: `logits` (T, V), and `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory.
 
 Inputs of all others (S memory slots, P earlier memory queries):
@@ -22,11 +22,13 @@ Outputs: `logits`, `normed` (of the tokens that halted here), `present` (1, L * 
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from phases.bitnet.onnx_binding import Floats
 from phases.bitnet.onnx_graph import (
     IR_VERSION,
     MICROSOFT,
@@ -46,17 +48,25 @@ from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
 HEAD = "embedding.weight"
+INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 
-def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+def to_onnx(
+    model: PackedModel,
+    *,
+    exact: bool = False,
+    cache_steps: Floats | None = None,
+    metadata: dict[str, str] | None = None,
+) -> onnx.ModelProto:
     """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it, and all
     that is no quantised product in fp64, the inputs and outputs that are floats included.
 
-    Weights in fp32 give the full-precision model with the same nodes otherwise.
+    Weights in fp32 give the full-precision model with the same nodes otherwise. `cache_steps` (L, 2, G, P) gives a
+    grouped decoder a cache in int8.
     """
     graph = Graph(exact=exact)
-    exporter = _Exporter(graph, model)
-    inputs, outputs = _inputs(model.architecture, exporter.grouped, graph.kind), exporter.build()
+    exporter = _Exporter(graph, model, cache_steps)
+    inputs, outputs = exporter.inputs(), exporter.build()
     properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
     properties |= {FOLDED: json.dumps(list(graph.folds.values())), LOOKED_UP: json.dumps(graph.looked_up)}
     proto = helper.make_model(
@@ -69,37 +79,11 @@ def to_onnx(model: PackedModel, *, exact: bool = False, metadata: dict[str, str]
     return proto
 
 
-def _inputs(a: Architecture, grouped: bool, floats: int) -> list[onnx.ValueInfoProto]:
-    width = padded_width(a.head_dim) if grouped else a.head_dim
-    cache: list[int | str] = [1, a.n_kv_heads, "W", width]
-    rotation: list[int | str] = ["W" if grouped else "T", width // 2]
-    shapes: dict[str, tuple[int, list[int | str]]] = {"tokens": (TensorProto.INT64, ["T"])}
-    shapes |= dict.fromkeys(("cos", "sin"), (floats, rotation))
-    if grouped:
-        shapes |= {"last_place": (TensorProto.INT32, [1]), "count": (TensorProto.INT32, [])}
-    else:
-        shapes |= {"mask": (floats, ["T", "W_plus_T"])}
-    for layer in range(a.n_layers):
-        shapes |= {f"{kind}_{layer}": (floats, cache) for kind in ("key", "value")}
-    if a.titan is not None:
-        shapes |= {
-            "hidden": (floats, ["T", a.d_model]),
-            "step": (TensorProto.INT64, []),
-            "last": (TensorProto.BOOL, []),
-            "going_on": (floats, ["T"]),
-            "slot_keys": (floats, ["S", a.d_model]),
-            "slot_values": (floats, ["S", a.d_model]),
-            "slot_fade": (floats, ["S"]),
-            "past_queries": (floats, ["P", a.d_model]),
-            "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
-        }
-    return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
-
-
 @dataclass(frozen=True)
 class _Exporter:
     graph: Graph
     model: PackedModel
+    cache_steps: Floats | None
 
     @property
     def a(self) -> Architecture:
@@ -109,6 +93,39 @@ class _Exporter:
     def grouped(self) -> bool:
         """Whether attention is one node: it masks nothing but what comes later, and knows no exact mode."""
         return self.a.titan is None and not self.graph.exact
+
+    @property
+    def _cached(self) -> int:
+        """The type of keys and values."""
+        return self.graph.kind if self.cache_steps is None else TensorProto.INT8
+
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Return the inputs' declarations."""
+        a, grouped, floats = self.a, self.grouped, self.graph.kind
+        width = padded_width(a.head_dim) if grouped else a.head_dim
+        cache: list[int | str] = [1, a.n_kv_heads, "W", width]
+        rotation: list[int | str] = ["W" if grouped else "T", width // 2]
+        shapes: dict[str, tuple[int, list[int | str]]] = {"tokens": (TensorProto.INT64, ["T"])}
+        shapes |= dict.fromkeys(("cos", "sin"), (floats, rotation))
+        if grouped:
+            shapes |= {"last_place": (TensorProto.INT32, [1]), "count": (TensorProto.INT32, [])}
+        else:
+            shapes |= {"mask": (floats, ["T", "W_plus_T"])}
+        for layer in range(a.n_layers):
+            shapes |= {f"{kind}_{layer}": (self._cached, cache) for kind in ("key", "value")}
+        if a.titan is not None:
+            shapes |= {
+                "hidden": (floats, ["T", a.d_model]),
+                "step": (TensorProto.INT64, []),
+                "last": (TensorProto.BOOL, []),
+                "going_on": (floats, ["T"]),
+                "slot_keys": (floats, ["S", a.d_model]),
+                "slot_values": (floats, ["S", a.d_model]),
+                "slot_fade": (floats, ["S"]),
+                "past_queries": (floats, ["P", a.d_model]),
+                "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
+            }
+        return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
 
     def build(self) -> list[onnx.ValueInfoProto]:
         """Add all nodes and return the outputs."""
@@ -148,7 +165,8 @@ class _Exporter:
         for layer in range(a.n_layers):
             normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
             attended, present = self._attend_grouped(normed, layer)
-            outputs += [self._output(name, [1, a.n_kv_heads, "W", padded_width(a.head_dim)]) for name in present]
+            cache: list[int | str] = [1, a.n_kv_heads, "W", padded_width(a.head_dim)]
+            outputs += [helper.make_tensor_value_info(name, self._cached, cache) for name in present]
             normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
             pending = self._mlp(normed, layer)
         normed, _ = self._add_norm(x, pending, "norm.weight")
@@ -163,15 +181,21 @@ class _Exporter:
         qkv = linear(g, x, f"{name}.weight", matrix, bias=None if bias is None else pad_rows(bias, a.head_dim))
         attended, past = g.name("attended"), [f"key_{layer}", f"value_{layer}"]
         present = [f"present_{part}" for part in past]
+        steps, quantised = list[str](), dict[str, Any]()
+        if self.cache_steps is not None:
+            pairs = zip(past, self.cache_steps[layer], strict=True)
+            steps = [g.store(f"{part}.step", of_part[None, :, None]) for part, of_part in pairs]
+            quantised = INT8_CACHE
         node = helper.make_node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, "last_place", "count", "cos", "sin"],
+            [qkv, "", "", *past, "last_place", "count", "cos", "sin", "", "", "", *steps],
             [attended, *present],
             domain=MICROSOFT,
             num_heads=a.n_heads,
             kv_num_heads=a.n_kv_heads,
             do_rotary=1,
             scale=1.0,  # the turns have it: scores that are not scaled take the runtime's faster product
+            **quantised,
         )
         g.nodes.append(node)
         if padded_width(a.head_dim) > a.head_dim:

@@ -7,6 +7,7 @@ from safetensors.torch import save
 
 from phases import storage
 from phases.bitnet.memory_writer import writer_tensors
+from phases.bitnet.onnx_cache import cache_steps
 from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.packed import PackedModel
 
@@ -16,6 +17,7 @@ def write_onnx(model: PackedModel, path: Path, *, exact: bool = False) -> int:
     metadata = {}
     if model.architecture.titan is not None:
         metadata["memory"] = base64.b64encode(save(writer_tensors(model))).decode()
-    data = to_onnx(model, exact=exact, metadata=metadata).SerializeToString()
+    steps = None if exact else cache_steps(model)
+    data = to_onnx(model, exact=exact, cache_steps=steps, metadata=metadata).SerializeToString()
     storage.write_bytes(str(path), data)
     return len(data)
