@@ -3,6 +3,7 @@
 It is the model's own code over the weights as stored, so that what is remembered is the same.
 """
 
+import base64
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from phases.bitnet.activations import ActivationQuantiser, quantiser_for
@@ -18,6 +20,7 @@ from phases.cognate.memory import LongTermMemory, MemoryState
 
 ABSENT = 1e30  # the fade of a slot that is not there: not infinity, which times 0 is no number
 Floats = npt.NDArray[np.floating[Any]]
+MEMORY = "memory"
 _PREFIX = "memory."
 _GATES = ("address_gate.weight", "address_gate.bias", "decay_gate.weight", "decay_gate.bias")
 _VECTORS = ("norm.weight", "k_conv", "v_conv", *_GATES)
@@ -36,6 +39,13 @@ def writer_tensors(model: PackedModel) -> dict[str, Tensor]:
             tensors |= {f"{name}.codes": matrix.codes, f"{name}.scale": matrix.row_scale.half().contiguous()}
             tensors[f"{name}.bits"] = torch.tensor(matrix.bits)
     return tensors
+
+
+def writer_metadata(model: PackedModel) -> dict[str, str]:
+    """Return the same as an entry of a file's metadata; a model without a memory has none."""
+    if model.architecture.titan is None:
+        return {}
+    return {MEMORY: base64.b64encode(save(writer_tensors(model))).decode()}
 
 
 class MemoryWriter:

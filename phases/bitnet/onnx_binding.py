@@ -20,7 +20,6 @@ from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.floating[Any]]  # fp32, and in exact files fp64
 Ints = npt.NDArray[np.int64]
-PLACES = 64  # that a cache has at first, and grows by
 
 
 @dataclass
@@ -60,11 +59,6 @@ def checked(tokens: list[int], vocab_size: int) -> Ints:
     if len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab_size:
         raise ArtifactError(f"tokens must be 0 to {vocab_size - 1}, and at least one")
     return ids
-
-
-def whole_places(places: int) -> int:
-    """Return the places of a cache that has room for so many."""
-    return -(-places // PLACES) * PLACES
 
 
 def rotation(positions: npt.NDArray[Any], width: int, theta: float) -> tuple[Floats, Floats]:

@@ -1,46 +1,78 @@
-"""A cache in int8: how far apart the codes of each channel of keys and values are.
+"""Keys and values of a pass as an exported file takes them: in buffers that are bound once, and grow by 64 places.
 
-Behind a long text attention reads more than a narrow layer's weights, from memory and not from the processor's cache;
-in int8 it reads a quarter. The steps are fixed when the file is written, by what the model itself makes of random
-tokens, so no text is needed: on text its keys and values are up to twice as large, and up to four times as many steps
-cost nothing that can be measured. A value beyond all codes becomes the outermost.
-
-Shapes: L layers, G key and value heads, P width of a padded head.
+Shapes: L layers, G key and value heads, W places of the cache, K head dimension, P the padded one.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
+import onnxruntime as ort
 
-from phases.bitnet.onnx_binding import Floats
-from phases.bitnet.onnx_decoder import DecoderStream
-from phases.bitnet.onnx_export import to_onnx
-from phases.bitnet.onnx_runtime import OnnxModel
-from phases.bitnet.packed import PackedModel
+from phases.bitnet.onnx_binding import Floats, bind, bind_output, rotation
+from phases.bitnet.onnx_heads import padded_width
+from phases.bitnet.packed import Architecture
 
-_MARGIN = 3.0  # of the outermost code over what random tokens reach
-_MOST = 127
-_TEXTS, _LENGTH = 8, 128
+PLACES = 64  # that a cache has at first, and grows by
+_TYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32, "tensor(double)": np.float64}
 
 
-def cache_steps(model: PackedModel) -> Floats | None:
-    """Return the steps (L, 2, G, P) of a quantised plain decoder; others keep their cache in floats."""
-    if model.architecture.titan is not None or all(isinstance(matrix, Tensor) for matrix in model.matrices.values()):
-        return None
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(to_onnx(model).SerializeToString())
-        opened = OnnxModel(path)
-        generator, found = np.random.default_rng(0), list[Floats]()
-        for _ in range(_TEXTS):
-            stream = opened.stream()
-            assert isinstance(stream, DecoderStream)
-            stream.read(generator.integers(0, model.architecture.vocab_size, _LENGTH).tolist())
-            found.append(stream.largest())
-    largest = np.maximum.reduce(found)
-    # Rotation moves what a channel has into the one half a head away.
-    largest = np.maximum(largest, np.roll(largest, largest.shape[-1] // 2, -1))
-    steps: Floats = (_MARGIN / _MOST * np.where(largest > 0, largest, 1)).astype(np.float32)
-    return steps
+class Cache:
+    """Keys and values (L, 2, G, W, P), or (L, 2, G, W, K) in an exact file, whose graph does not append to them."""
+
+    def __init__(self, architecture: Architecture, sessions: list[ort.InferenceSession]) -> None:
+        kinds = {value.name: value.type for value in sessions[0].get_inputs()}
+        self.appended = "last_place" in kinds
+        self.bindings = [session.io_binding() for session in sessions]
+        a = architecture
+        width = padded_width(a.head_dim) if self.appended else a.head_dim
+        self.values: npt.NDArray[Any] = np.zeros((a.n_layers, 2, a.n_kv_heads, 0, width), _TYPES[kinds["key_0"]])
+        self.make_room(PLACES)
+
+    @property
+    def places(self) -> int:
+        """W."""
+        places: int = self.values.shape[-2]
+        return places
+
+    def make_room(self, places: int) -> None:
+        """Have so many places or more."""
+        if places <= (before := self.places):
+            return
+        shape = list(self.values.shape)
+        shape[-2] = whole_places(places)
+        values = np.zeros(shape, self.values.dtype)
+        values[..., :before, :] = self.values
+        self.values = values
+        for binding in self.bindings:
+            for layer, of_layer in enumerate(values):
+                for name, part in zip(("key", "value"), of_layer, strict=True):
+                    bind(binding, f"{name}_{layer}", part[None])
+                    if self.appended:
+                        bind_output(binding, f"present_{name}_{layer}", part[None])
+
+
+class Turns:
+    """How places are rotated: cosines and sines (W, P / 2) of positions from `first` on, times K^-1/4.
+
+    Queries and keys are both turned by these, so scores come out scaled by 1 / sqrt(K), as attention has them.
+    """
+
+    def __init__(self, architecture: Architecture, bindings: list[ort.IOBinding]) -> None:
+        self._architecture, self._bindings = architecture, bindings
+        self._values: list[Floats] = [np.zeros((0, 0), np.float32)] * 2
+
+    def set(self, places: int, first: int = 0) -> None:
+        """Be those of so many places."""
+        a = self._architecture
+        found = rotation(np.arange(first, first + places), a.head_dim, a.rope_theta)
+        self._values = [np.zeros((places, padded_width(a.head_dim) // 2), np.float32) for _ in found]
+        for name, turns, values in zip(("cos", "sin"), self._values, found, strict=True):
+            turns[:, : a.head_dim // 2] = values * a.head_dim**-0.25
+            for binding in self._bindings:
+                bind(binding, name, turns)
+
+
+def whole_places(places: int) -> int:
+    """Return the places of a cache that has room for so many."""
+    return -(-places // PLACES) * PLACES

@@ -1,22 +1,21 @@
 """A packed model as one ONNX file: one pass of tokens through the stack, with caches as inputs and outputs.
 
-For a plain decoder a pass is all there is, and its attention is one node, `GroupQueryAttention`: it rotates, and
-appends to the cache in place. An exact file has it node by node in fp64. A TinyTitan takes up to `steps` passes per
-token; the caller runs the next one with the tokens that have not halted, and gets the logits of those that have
-(`onnx_runtime.py`). Whatever of the cache a token may not see is masked, so buffers of fixed size can be bound once and
-nothing is copied per token.
+For a plain decoder a pass is all there is. A TinyTitan takes up to `steps` passes per token; the caller runs the next
+one with the tokens that have not halted, and gets the logits of those that have (`onnx_runtime.py`). Attention is one
+node, `GroupQueryAttention`: it rotates, and appends to the cache in place. An exact file has it node by node in fp64;
+whatever of the cache a token may not see is masked there, so buffers can be bound once, too.
 
-Inputs of a grouped decoder (T tokens, W places of the cache, P width of a padded head): `tokens` (T), `cos`, `sin`
-(W, P/2, of all places, times K^-1/4), `last_place` (1) of the tokens, `count` () of the places that are seen, `key_i`,
-`value_i` (1, G, W, P) for each layer, in int8 where the file has steps for them (`onnx_cache.py`).
-Outputs: `logits` (T, V), and `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory.
-
-Inputs of all others (S memory slots, P earlier memory queries):
-`tokens` (T), `cos`, `sin` (T, K/2), `mask` (T, W + T, 0 or -inf), `key_i`, `value_i` (1, G, W, K) for each layer; and
-of a TinyTitan `hidden` (T, D, of the pass before), `step` (), `last` (), `going_on` (T, the chance that a token goes on
-so far), `slot_keys`, `slot_values` (S, D), `slot_fade` (S), `past_queries` (P, D), `query_index` (T, 4, into those and
-then this pass's own).
-Outputs: `logits`, `normed` (of the tokens that halted here), `present` (1, L * 2 G, T, K) and of a TinyTitan
+Inputs (T tokens, W places of the cache, C of them that are seen, P width of a padded head): `tokens` (T), `cos`, `sin`
+(W, P/2, of all places, times K^-1/4), `last_place` (1) of the tokens, `count` () that is C, `key_i`, `value_i`
+(1, G, W, P) for each layer, in int8 where the file has steps for them (`cache_steps.py`).
+In place of these an exact file has `cos`, `sin` (T, K/2), `mask` (T, W + T, 0 or -inf), `key_i`, `value_i`
+(1, G, W, K).
+Of a TinyTitan (S memory slots, Q earlier memory queries) `hidden` (T, D, of the pass before), `step` (), `last` (),
+`going_on` (T, the chance that a token goes on so far), `slot_keys`, `slot_values` (S, D), `slot_fade` (S),
+`past_queries` (Q, D), `query_index` (T, 4, into those and then this pass's own); unless exact, `positions` (1, T, rows
+of `cos` and `sin`) and `bias` (1, 1, T, C, 0 or -inf).
+Outputs: `logits`, `present_key_i`, `present_value_i`, which are to be bound to the inputs' own memory, or in an exact
+file `present` (1, L * 2 G, T, K); and of a TinyTitan `normed` (of the tokens that halted here, whose logits they are),
 `hidden_out`, `going_on_out`, `halted` (T) and `queries` (T, D).
 """
 
@@ -42,7 +41,7 @@ from phases.bitnet.onnx_graph import (
     split,
     transposed_product,
 )
-from phases.bitnet.onnx_heads import pad_heads, pad_rows, padded_width, places
+from phases.bitnet.onnx_heads import pad_heads, pad_rows, padded_width, unpadded
 from phases.bitnet.onnx_map import FOLDED, LOOKED_UP
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
@@ -61,8 +60,8 @@ def to_onnx(
     """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it, and all
     that is no quantised product in fp64, the inputs and outputs that are floats included.
 
-    Weights in fp32 give the full-precision model with the same nodes otherwise. `cache_steps` (L, 2, G, P) gives a
-    grouped decoder a cache in int8.
+    Weights in fp32 give the full-precision model with the same nodes otherwise. `cache_steps` (L, 2, G, P) gives one
+    that is not exact a cache in int8.
     """
     graph = Graph(exact=exact)
     exporter = _Exporter(graph, model, cache_steps)
@@ -91,8 +90,8 @@ class _Exporter:
 
     @property
     def grouped(self) -> bool:
-        """Whether attention is one node: it masks nothing but what comes later, and knows no exact mode."""
-        return self.a.titan is None and not self.graph.exact
+        """Whether attention is one node, which knows no exact mode. Then all that is of tokens is (1, T, ...)."""
+        return not self.graph.exact
 
     @property
     def _cached(self) -> int:
@@ -125,56 +124,54 @@ class _Exporter:
                 "past_queries": (floats, ["P", a.d_model]),
                 "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
             }
+            if grouped:
+                shapes |= {"positions": (TensorProto.INT64, [1, "T"]), "bias": (floats, [1, 1, "T", "C"])}
         return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
 
     def build(self) -> list[onnx.ValueInfoProto]:
         """Add all nodes and return the outputs."""
-        if self.grouped:
-            return self._build_grouped()
         g, a = self.graph, self.a
-        x, pending = self._first(), ""
-        count = g.op("Squeeze", g.op("Shape", "tokens"))
-        positions = g.op("Unsqueeze", g.op("Range", self._zero(), count, g.constant(np.array(1))), g.ints(0))
-        present, queries = list[str](), ""
+        x, pending, queries, present = self._batched(self._first()), "", "", list[str]()
+        attend = self._attend_grouped if self.grouped else self._attend
         for layer in range(a.n_layers):
             if a.titan is not None and layer == a.n_layers // 2:
                 normed, x = self._add_norm(x, pending, "memory.norm.weight")
-                recalled, queries = self._remember(normed)
-                x, pending = g.op("Add", x, recalled), ""
+                recalled, queries = self._remember(self._flat(normed))
+                x, pending = g.op("Add", x, self._batched(recalled)), ""
             normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
-            attended, key, value = self._attend(normed, layer, positions)
-            present += [key, value]
+            attended, *parts = attend(normed, layer)
+            present += parts
             normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
             pending = self._mlp(normed, layer)
-        self._rename(g.op("Concat", *present, axis=1), "present")
-        outputs = [self._output("present", [1, 2 * a.n_layers * a.n_kv_heads, "T", a.head_dim])]
+        outputs = self._present(present)
         if a.titan is None:
             normed, _ = self._add_norm(x, pending, "norm.weight")
-            self._rename(self._head(normed), "logits")
-            self._rename(normed, "normed")
-            return [*outputs, *self._logits()]
+            self._rename(self._head(self._flat(normed)), "logits")
+            return [*outputs, self._output("logits", ["T", a.vocab_size])]
         self._rename(queries, "queries")
-        self._halt(g.op("Add", x, pending))
-        more = [self._output("queries", ["T", a.d_model]), self._output("hidden_out", ["T", a.d_model])]
-        more += [self._output("going_on_out", ["T"]), helper.make_tensor_value_info("halted", TensorProto.BOOL, ["T"])]
-        return [*outputs, *more, *self._logits()]
+        self._halt(self._flat(g.op("Add", x, pending)))
+        outputs += [self._output("queries", ["T", a.d_model]), self._output("hidden_out", ["T", a.d_model])]
+        outputs += [self._output("going_on_out", ["T"])]
+        outputs += [helper.make_tensor_value_info("halted", TensorProto.BOOL, ["T"])]
+        return [*outputs, self._output("logits", ["H", a.vocab_size]), self._output("normed", ["H", a.d_model])]
 
-    def _build_grouped(self) -> list[onnx.ValueInfoProto]:
-        g, a = self.graph, self.a
-        x, pending, outputs = g.op("Unsqueeze", self._first(), g.ints(0)), "", list[onnx.ValueInfoProto]()
-        for layer in range(a.n_layers):
-            normed, x = self._add_norm(x, pending, f"blocks.{layer}.attention_norm.weight")
-            attended, present = self._attend_grouped(normed, layer)
+    def _present(self, parts: list[str]) -> list[onnx.ValueInfoProto]:
+        """Return the outputs that keys and values are."""
+        a = self.a
+        if self.grouped:
             cache: list[int | str] = [1, a.n_kv_heads, "W", padded_width(a.head_dim)]
-            outputs += [helper.make_tensor_value_info(name, self._cached, cache) for name in present]
-            normed, x = self._add_norm(x, attended, f"blocks.{layer}.mlp_norm.weight")
-            pending = self._mlp(normed, layer)
-        normed, _ = self._add_norm(x, pending, "norm.weight")
-        self._rename(self._head(g.op("Squeeze", normed, g.ints(0))), "logits")
-        return [*outputs, self._output("logits", ["T", a.vocab_size])]
+            return [helper.make_tensor_value_info(name, self._cached, cache) for name in parts]
+        self._rename(self.graph.op("Concat", *parts, axis=1), "present")
+        return [self._output("present", [1, len(parts) * a.n_kv_heads, "T", a.head_dim])]
 
-    def _attend_grouped(self, x: str, layer: int) -> tuple[str, list[str]]:
-        """Return the attention's contribution (1, T, D) and the names of the cache's parts behind it."""
+    def _batched(self, x: str) -> str:
+        return self.graph.op("Unsqueeze", x, self.graph.ints(0)) if self.grouped else x
+
+    def _flat(self, x: str) -> str:
+        return self.graph.op("Squeeze", x, self.graph.ints(0)) if self.grouped else x
+
+    def _attend_grouped(self, x: str, layer: int) -> list[str]:
+        """Return the attention's contribution (1, T, D) and the cache's parts behind it."""
         g, a, name = self.graph, self.a, f"blocks.{layer}.qkv"
         matrix = pad_heads(self.model.matrices[f"{name}.weight"], a.head_dim)
         bias = self.model.vectors.get(f"{name}.bias")
@@ -186,9 +183,10 @@ class _Exporter:
             pairs = zip(past, self.cache_steps[layer], strict=True)
             steps = [g.store(f"{part}.step", of_part[None, :, None]) for part, of_part in pairs]
             quantised = INT8_CACHE
+        places = ["", ""] if a.titan is None else ["positions", "bias"]
         node = helper.make_node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, "last_place", "count", "cos", "sin", "", "", "", *steps],
+            [qkv, "", "", *past, "last_place", "count", "cos", "sin", *places, "", *steps],
             [attended, *present],
             domain=MICROSOFT,
             num_heads=a.n_heads,
@@ -199,11 +197,8 @@ class _Exporter:
         )
         g.nodes.append(node)
         if padded_width(a.head_dim) > a.head_dim:
-            attended = g.op("Gather", attended, g.constant(places(a.head_dim, a.n_heads).numpy()), axis=2)
-        return self._linear(attended, f"blocks.{layer}.out"), present
-
-    def _logits(self) -> list[onnx.ValueInfoProto]:
-        return [self._output("logits", ["H", self.a.vocab_size]), self._output("normed", ["H", self.a.d_model])]
+            attended = g.op("Gather", attended, g.constant(unpadded(a.head_dim, a.n_heads).numpy()), axis=2)
+        return [self._linear(attended, f"blocks.{layer}.out"), *present]
 
     def _first(self) -> str:
         """Return what enters the stack: embedded tokens, or the pass before, plus the step's own vector."""
@@ -214,14 +209,14 @@ class _Exporter:
         x = g.op("Where", g.op("Equal", "step", self._zero()), embedded, "hidden")
         return g.op("Add", x, g.op("Gather", self._vector("step_embedding"), "step", axis=0))
 
-    def _attend(self, x: str, layer: int, positions: str) -> tuple[str, str, str]:
+    def _attend(self, x: str, layer: int) -> list[str]:
         """Return the attention's contribution (T, D) and the new keys and values (1, G, T, K)."""
         g, a = self.graph, self.a
         qkv = self._linear(x, f"blocks.{layer}.qkv")
         heads = a.n_heads + 2 * a.n_kv_heads
         parted = g.op("Transpose", g.op("Reshape", qkv, g.ints(1, -1, heads, a.head_dim)), perm=[0, 2, 1, 3])
         qk, v = split(self.graph, parted, 1, a.n_heads + a.n_kv_heads, a.n_kv_heads)
-        turned = rotate(g, qk, positions, a.head_dim)
+        turned = rotate(g, qk, a.head_dim)
         q, k = split(self.graph, turned, 1, a.n_heads, a.n_kv_heads)
         past_k, past_v, group = f"key_{layer}", f"value_{layer}", a.n_heads // a.n_kv_heads
         if group > 1:  # queries that share keys become rows of one product
@@ -230,16 +225,16 @@ class _Exporter:
         scores = [transposed_product(g, q, keys, scale) for keys in (past_k, k)]
         score = g.op("Concat", *scores, axis=-1)
         if group > 1:
-            score = g.op("Reshape", score, self._grouped())
+            score = g.op("Reshape", score, self._grouped_shape())
         p = g.op("Softmax", g.op("Add", score, "mask"), axis=-1)
         if group > 1:
-            p = g.op("Reshape", p, self._flat())
+            p = g.op("Reshape", p, self._flat_shape())
         before, now = g.ops("Split", p, self._lengths(layer), outputs=2, axis=3)
         mixed = g.op("Add", g.op("MatMul", before, past_v), g.op("MatMul", now, v))
         if group > 1:
             mixed = g.op("Reshape", mixed, g.ints(1, a.n_heads, -1, a.head_dim))
         flat = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(-1, a.n_heads * a.head_dim))
-        return self._linear(flat, f"blocks.{layer}.out"), k, v
+        return [self._linear(flat, f"blocks.{layer}.out"), k, v]
 
     def _mlp(self, x: str, layer: int) -> str:
         g = self.graph
@@ -314,12 +309,12 @@ class _Exporter:
         past = g.op("Shape", f"key_{layer}", start=2, end=3)
         return g.op("Concat", past, g.op("Shape", "tokens"), axis=0)
 
-    def _grouped(self) -> str:
+    def _grouped_shape(self) -> str:
         """Return the shape (1, H, T, -1) of scores."""
         g = self.graph
         return g.op("Concat", g.ints(1, self.a.n_heads), g.op("Shape", "tokens"), g.ints(-1), axis=0)
 
-    def _flat(self) -> str:
+    def _flat_shape(self) -> str:
         """Return the shape (1, G, H / G * T, -1) of scores."""
         g = self.graph
         rows = g.op("Mul", g.op("Shape", "tokens"), g.ints(self.a.n_heads // self.a.n_kv_heads))

@@ -166,10 +166,8 @@ def transposed_product(graph: Graph, x: str, y: str, scale: float = 1.0) -> str:
     return graph.op("Mul", turned, graph.number(scale))
 
 
-def rotate(graph: Graph, x: str, positions: str, width: int) -> str:
+def rotate(graph: Graph, x: str, width: int) -> str:
     """Return heads `x` (1, H, T, K) turned by the graph's inputs `cos` and `sin` (T, K / 2)."""
-    if not graph.exact:
-        return graph.op("RotaryEmbedding", x, positions, "cos", "sin", domain=MICROSOFT)
     a, b = split(graph, x, 3, width // 2, width // 2)
     turned = graph.op("Sub", graph.op("Mul", a, "cos"), graph.op("Mul", b, "sin"))
     rest = graph.op("Add", graph.op("Mul", b, "cos"), graph.op("Mul", a, "sin"))

@@ -22,7 +22,7 @@ def padded_width(width: int) -> int:
     return -(-width // _MULTIPLE) * _MULTIPLE
 
 
-def places(width: int, heads: int) -> Tensor:
+def unpadded(width: int, heads: int) -> Tensor:
     """Return where the values of `heads` heads, one behind the other, stand among the padded ones, (heads * K,)."""
     padded = padded_width(width)
     value, half = torch.arange(width), width // 2
@@ -43,5 +43,5 @@ def pad_rows(rows: Tensor, width: int) -> Tensor:
     """Return rows (heads * K, ...) with zeros in between, (heads * P, ...)."""
     heads = len(rows) // width
     out = rows.new_zeros(heads * padded_width(width), *rows.shape[1:])
-    out[places(width, heads)] = rows
+    out[unpadded(width, heads)] = rows
     return out

@@ -4,7 +4,7 @@ The file holds everything: weights, the architecture and, for a TinyTitan, what 
 for that part is not in the graph). What a token sees is what it sees in `phases.cognate.titan`: the same window, the
 same halting, the same memory, so logits agree to rounding whether tokens come one by one or all at once.
 
-Shapes: T tokens of a piece, A of them still pondering, V vocabulary, W places of the cache.
+Shapes: T tokens of a piece, A of them still pondering, H that have halted, V vocabulary, W places of the cache.
 """
 
 import base64
@@ -23,8 +23,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 from safetensors.torch import load
 
-from phases.bitnet.memory_writer import MemoryWriter, surprise_of
-from phases.bitnet.onnx_binding import PLACES, Floats, Ints, Read, StoredRows, bind, checked, rotation, whole_places
+from phases.bitnet.memory_writer import MEMORY, MemoryWriter, surprise_of
+from phases.bitnet.onnx_binding import Floats, Ints, Read, StoredRows, bind, checked, rotation
+from phases.bitnet.onnx_cache import PLACES, Cache, Turns, whole_places
 from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_map import with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
@@ -43,9 +44,7 @@ class _Piece:
     ids: Ints  # (T,)
     hidden: Floats  # (T, D), of the last pass
     going_on: Floats  # (T,), chance of not having halted
-    rotation: list[Floats]  # cosines and sines, (T, K / 2)
-    start: int  # places of the cache that all its tokens see, from `start` to before `end`
-    end: int
+    end: int  # places of the cache that all its tokens see
     rows: Floats | None  # (T, D), of the embedding; None where the graph looks them up
 
 
@@ -77,16 +76,16 @@ class OnnxModel:
         except (KeyError, ValueError, OSError, *_FAILURES) as error:
             raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
         self.rows = None if mapped is None or mapped.rows is None else StoredRows(path, mapped.rows)
-        self.outputs = [output.name for output in self.sessions[0].get_outputs()]
-        self.grouped = all(value.name != "mask" for value in self.sessions[0].get_inputs())
+        outputs = [output.name for output in self.sessions[0].get_outputs()]
+        self.outputs = [name for name in outputs if not name.startswith("present_")]  # those that are not bound
         self.writer: MemoryWriter | None = None
         if self.architecture.titan is not None:
-            tensors = load(base64.b64decode(properties["memory"]))
+            tensors = load(base64.b64decode(properties[MEMORY]))
             self.writer = MemoryWriter(self.architecture, tensors, exact=self.exact)
 
     def stream(self) -> "AnyStream":
         """Return a stream that has read nothing."""
-        if self.grouped:
+        if self.architecture.titan is None and not self.exact:
             return DecoderStream(self.architecture, self.sessions, self.rows)
         return Stream(self)
 
@@ -98,13 +97,14 @@ class Stream:
         self.model, self.position = model, 0
         a, titan = model.architecture, model.architecture.titan
         self.prediction: Floats | None = None
-        self._bindings = [[session.io_binding() for _ in range(a.steps)] for session in model.sessions]
+        self.caches = [Cache(a, model.sessions) for _ in range(a.steps)]
+        self._bindings = [binding for cache in self.caches for binding in cache.bindings]
         self._segment = titan.segment_len if titan else 0
         self._outputs: Floats = np.zeros((self._segment, a.d_model), model.floats)
         self._surprise = np.zeros(self._segment, np.float32)
-        # Places before the segment under way: the one before it, or what the first queries' convolution looks back at.
-        self._older = CONV_WIDTH - 1 if titan else 0
-        self._cache = [self._make_cache(step, PLACES) for step in range(a.steps)]
+        self._before = 0  # places of the segment before the one under way
+        self._turns = Turns(a, [] if model.exact else self._bindings)
+        self._set_turns()
         self._queries = self._make_queries(PLACES)
         if model.writer is not None:
             self._memory = model.writer.empty()
@@ -122,74 +122,89 @@ class Stream:
 
     def _piece(self, ids: Ints) -> Read:
         """Read tokens of one segment."""
-        a = self.model.architecture
-        self._make_room(self._places()[1] + len(ids))
+        a, floats = self.model.architecture, self.model.floats
+        end = self._end()
+        self._make_room(end + len(ids))
         rows = None if self.model.rows is None else self.model.rows(ids)
-        turns = rotation(np.arange(self.position, self.position + len(ids)), a.head_dim, a.rope_theta)
-        floats = self.model.floats
-        hidden, going_on = np.zeros((len(ids), a.d_model), floats), np.ones(len(ids), floats)
-        piece = _Piece(ids, hidden, going_on, [part.astype(floats) for part in turns], *self._places(), rows)
+        piece = _Piece(ids, np.zeros((len(ids), a.d_model), floats), np.ones(len(ids), floats), end, rows)
         steps = np.zeros_like(ids)
         normed = np.empty((len(ids), a.d_model), floats)
         logits = np.empty((len(ids), a.vocab_size), floats)
-        active, end = np.arange(len(ids)), piece.end
+        active, halted = np.arange(len(ids)), np.arange(0)  # columns; later passes' caches have these in this order
         for step in range(a.steps):
-            found = self._run(step, piece, active)
-            cache = self._cache[step]
-            cache[..., end + active, :] = found["present"].reshape(*cache.shape[:-2], len(active), -1)
-            halted = found.get("halted", np.ones(len(active), np.bool_))
-            done = active[halted]
+            found, start = self._run(step, piece, active, halted), end + len(halted)
+            values = self.caches[step].values
+            if not self.caches[step].appended:
+                own = found["present"].reshape(*values.shape[:-2], len(active), -1)
+                values[..., start : start + len(active), :] = own
+            if a.titan is None:
+                logits, steps = found["logits"], steps + 1
+                break
+            halts = found["halted"]
+            done = active[halts]
             logits[done], normed[done], steps[done] = found["logits"], found["normed"], step + 1
-            if a.titan is not None:
-                piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
-                self._queries[step, end + active] = found["queries"]
-                self._queries[step + 1 :, end + done] = self._queries[step, end + done]
-                for later in self._cache[step + 1 :]:
-                    later[..., end + done, :] = cache[..., end + done, :]
-            active = active[~halted]
+            piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
+            places = self._query_places(end)
+            self._queries[step, places + active] = found["queries"]
+            self._queries[step + 1 :, places + done] = self._queries[step, places + done]
+            for later in self.caches[step + 1 :]:
+                later.values[..., start : start + len(done), :] = values[..., start + np.flatnonzero(halts), :]
+            active, halted = active[~halts], np.concatenate([halted, done])
             if not len(active):
                 break
         self._absorb(ids, logits, normed)
         return Read(logits, steps)
 
-    def _run(self, step: int, piece: "_Piece", active: Ints) -> dict[str, Any]:
+    def _run(self, step: int, piece: _Piece, active: Ints, halted: Ints) -> dict[str, Any]:
         """Take one pass with the tokens at the columns `active` and return the outputs by name."""
         a = self.model.architecture
-        feeds: dict[str, npt.NDArray[Any]] = {
-            "tokens": piece.ids[active],
-            "cos": piece.rotation[0][active],
-            "sin": piece.rotation[1][active],
-            "mask": self._mask(active, piece),
-        }
+        feeds: dict[str, npt.NDArray[Any]] = {"tokens": piece.ids[active]}
+        feeds |= self._masked(piece, active, halted) if self.model.exact else self._appended(piece, active, halted)
         if a.titan is not None:
             feeds |= {
                 "hidden": piece.hidden[active],
                 "going_on": piece.going_on[active],
                 "step": np.array(step, np.int64),
                 "last": np.array(step == a.steps - 1),
-                "query_index": self._query_index(active, piece.end),
+                "query_index": self._query_index(active, self._query_places(piece.end)),
             }
         which = len(self.model.sessions) - 1 if len(active) >= MANY else 0
         if which == 0 and self.model.rows is not None and piece.rows is not None:
             feeds[self.model.rows.name] = piece.rows[active]
-        session, binding = self.model.sessions[which], self._bindings[which][step]
+        session, binding = self.model.sessions[which], self.caches[step].bindings[which]
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
         for name in self.model.outputs:
             binding.bind_output(name)
         session.run_with_iobinding(binding)
-        return dict(zip(self.model.outputs, binding.copy_outputs_to_cpu(), strict=True))
+        found = binding.get_outputs()[-len(self.model.outputs) :]
+        return {name: value.numpy() for name, value in zip(self.model.outputs, found, strict=True)}
 
-    def _mask(self, active: Ints, piece: "_Piece") -> Floats:
-        """Return 0 where a token may look and -inf elsewhere, (A, W + A)."""
-        width, length = self._cache[0].shape[-2], len(piece.ids)
-        seen = np.zeros((len(active), width + len(active)), np.bool_)
-        seen[:, piece.start : piece.end] = True
-        if len(active) < length:  # those that have halted are in the cache already
-            columns = np.setdiff1d(np.arange(length), active)
-            seen[:, piece.end + columns] = columns <= active[:, None]
-        seen[:, width:] = active <= active[:, None]
-        return np.where(seen, self.model.floats(0), self.model.floats(-np.inf))
+    def _appended(self, piece: _Piece, active: Ints, halted: Ints) -> dict[str, npt.NDArray[Any]]:
+        """Return where the tokens are, for attention that appends them behind those that have halted.
+
+        Of these it would see all, and of those that are appended it sees none that comes later.
+        """
+        start = piece.end + len(halted)
+        count = start + len(active)
+        bias = np.zeros((1, 1, len(active), count), np.float32)
+        bias[0, 0, :, piece.end : start][halted > active[:, None]] = -np.inf
+        return {
+            "last_place": np.array([count - 1], np.int32),
+            "count": np.array(count, np.int32),
+            "positions": piece.end + active[None],
+            "bias": bias,
+        }
+
+    def _masked(self, piece: _Piece, active: Ints, halted: Ints) -> dict[str, npt.NDArray[Any]]:
+        """Return where the tokens are, and 0 where each may look and -inf elsewhere, (A, W + A)."""
+        a, places, start = self.model.architecture, self.caches[0].places, piece.end + len(halted)
+        seen = np.zeros((len(active), places + len(active)), np.bool_)
+        seen[:, : piece.end] = True
+        seen[:, piece.end : start] = halted <= active[:, None]
+        seen[:, places:] = active <= active[:, None]
+        cos, sin = rotation(self.position + active, a.head_dim, a.rope_theta)
+        return {"mask": np.where(seen, 0.0, -np.inf), "cos": cos, "sin": sin}
 
     def _query_index(self, active: Ints, end: int) -> Ints:
         """Return where the memory queries of each token and the three before it are, (A, 4): in the cache or new."""
@@ -199,24 +214,28 @@ class Stream:
         fresh = new[index]
         return np.where(fresh >= 0, fresh + self._queries.shape[1], index)
 
-    def _places(self) -> tuple[int, int]:
-        """Return the places of the cache that a next token sees, from the first to before the last."""
-        if not self._segment:
-            return 0, self.position
-        return (0 if self.position >= self._segment else self._older), self._older + self.position % self._segment
+    def _end(self) -> int:
+        """Return the places of the cache that a next token sees."""
+        return self._before + self.position % self._segment if self._segment else self.position
+
+    def _query_places(self, end: int) -> int:
+        """Return the places of earlier queries: the first convolution looks back at some that are 0."""
+        return end if self._before else end + CONV_WIDTH - 1
 
     def _make_room(self, places: int) -> None:
         """Enlarge the caches that have fewer places, one by one, so that only one is held twice."""
-        if places <= (before := self._cache[0].shape[-2]):
-            return
-        places = whole_places(places)
-        for step in range(len(self._cache)):
-            cache = self._make_cache(step, places)
-            cache[..., :before, :] = self._cache[step]
-            self._cache[step] = cache
-        queries = self._make_queries(places)
-        queries[:, : self._queries.shape[1]] = self._queries
-        self._queries = queries
+        if places > self.caches[0].places:
+            for cache in self.caches:
+                cache.make_room(places)
+            self._set_turns()
+        if (places := self._query_places(places)) > (before := self._queries.shape[1]) and self._segment:
+            queries = self._make_queries(whole_places(places))
+            queries[:, :before] = self._queries
+            self._queries = queries
+
+    def _set_turns(self) -> None:
+        """Have the places' rotation be that of the positions of their tokens."""
+        self._turns.set(self.caches[0].places, self.position - self._end())
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
@@ -229,39 +248,35 @@ class Stream:
         nats = surprise_of(ids[None], logits[None], None if before is None else before[None])[0]
         self._outputs[start : start + len(ids)] = normed
         self._surprise[start : start + len(ids)] = nats
-        self.position += len(ids)
+        end = self._end() + len(ids)
         if start + len(ids) == self._segment:
             self._memory = self.model.writer.write(self._memory, self._outputs[None], self._surprise[None])
             self._bind_memory(self._memory)
-            for cache in (*self._cache, self._queries):
-                cache[..., : self._segment, :] = cache[..., self._older : self._older + self._segment, :]
-            self._older = self._segment
-
-    def _make_cache(self, step: int, places: int) -> Floats:
-        """Allocate the keys and values of a pass (L, 2, G, W, K), and bind them once."""
-        a = self.model.architecture
-        cache = np.zeros((a.n_layers, 2, a.n_kv_heads, places, a.head_dim), self.model.floats)
-        for bindings in self._bindings:
-            for layer in range(a.n_layers):
-                for kind, name in enumerate(("key", "value")):
-                    bind(bindings[step], f"{name}_{layer}", cache[layer, kind][None])
-        return cache
+            held = slice(end - self._segment, end)
+            for cache in self.caches:
+                cache.values[..., : self._segment, :] = cache.values[..., held, :]
+            end = self._query_places(end)
+            self._queries[:, : self._segment] = self._queries[:, end - self._segment : end]
+            self._before = self._segment
+        self.position += len(ids)
+        if start + len(ids) == self._segment:
+            self._set_turns()
 
     def _make_queries(self, places: int) -> Floats:
         """Allocate the memory queries of all passes (S, W, D), of which a model without a memory has none."""
         a = self.model.architecture
         queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), self.model.floats)
         if a.titan is not None:
-            for bindings in self._bindings:
-                for step, binding in enumerate(bindings):
-                    bind(binding, "past_queries", queries[step])
+            for cache, of_pass in zip(self.caches, queries, strict=True):
+                for binding in cache.bindings:
+                    bind(binding, "past_queries", of_pass)
         return queries
 
     def _bind_memory(self, memory: MemoryState) -> None:
         """Bind the slots, of which the graph has no rows of texts."""
         assert self.model.writer is not None
         self._slots = {name: value[0] for name, value in self.model.writer.slots(memory).items()}
-        for binding in (binding for bindings in self._bindings for binding in bindings):
+        for binding in self._bindings:
             for name, value in self._slots.items():
                 bind(binding, name, value)
 

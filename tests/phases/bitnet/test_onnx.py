@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.memory_writer import writer_metadata
 from phases.bitnet.onnx_binding import StoredRows
+from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_map import FOLDED, WEIGHTS, Fold, with_mapped_weights
 from phases.bitnet.onnx_prefill import widened
 from phases.bitnet.onnx_runtime import OnnxModel
-from phases.bitnet.packed import pack
+from phases.bitnet.packed import PackedModel, pack
 from phases.bitnet.packed_linear import to_torch
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.titan import TinyTitan
@@ -54,15 +56,19 @@ def agree(found: np.ndarray, wanted: np.ndarray, quantised: bool) -> None:
     assert np.quantile(off, 0.25) <= 1e-6
 
 
+def with_cache_in_floats(packed: PackedModel, folder: Path, *, exact: bool = False) -> Path:
+    """Write a file that rounds nothing but activations; one with a cache in int8 is near (`test_cache_steps.py`)."""
+    proto = to_onnx(packed, exact=exact, metadata=writer_metadata(packed))
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    return folder / "model.onnx"
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", [*KINDS, "full precision"])
 def test_file_computes_what_the_model_computes(tmp_path: Path, text: Tensor, kind: str, tied: bool) -> None:
     parent = talkative(tied=tied)
     model = to_bitnet(parent, KINDS[kind]).eval() if kind in KINDS else parent
-    path = tmp_path / "model.onnx"
-    size = write_onnx(pack(model), path, exact=kind == "exact")
-    assert size == path.stat().st_size
-    opened = OnnxModel(path)
+    opened = OnnxModel(with_cache_in_floats(pack(model), tmp_path, exact=kind == "exact"))
     found = opened.stream().read(text[0].tolist())
     logits, steps = reference(to_torch(pack(model)).double() if kind == "exact" else model, text)
     if kind == "exact":  # neither rounds anything but activations
@@ -102,6 +108,7 @@ def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
     sizes = {}
     for tied in (True, False):
         sizes[tied] = write_onnx(pack(to_bitnet(talkative(tied=tied), QuantisationConfig())), tmp_path / "model.onnx")
+        assert sizes[tied] == (tmp_path / "model.onnx").stat().st_size
     assert 300 * 24 <= sizes[False] - sizes[True] <= 300 * 24 + 2000
 
 
@@ -142,8 +149,7 @@ def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: st
 def test_fast_prefill_agrees_and_multiplies_wider_numbers(tmp_path: Path, width: int) -> None:
     """In 8 bits to rounding; in fp32 but for activations, which it does not round."""
     model = to_bitnet(talkative(d_model=width, segment_len=64), QuantisationConfig()).eval()
-    path = tmp_path / "model.onnx"
-    write_onnx(pack(model), path)
+    path = with_cache_in_floats(pack(model), tmp_path)
     ids = torch.randint(16, 300, (100,), generator=torch.Generator().manual_seed(1)).tolist()
     plain, fast = OnnxModel(path).stream(), OnnxModel(path, fast_prefill=True).stream()
     wanted = np.concatenate([plain.read(ids).logits, plain.read(ids[:3]).logits])

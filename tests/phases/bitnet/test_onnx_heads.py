@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phases.bitnet.onnx_heads import pad_heads, padded_width, places
+from phases.bitnet.onnx_heads import pad_heads, padded_width, unpadded
 from phases.bitnet.rows import quantise_rows
 from phases.bitnet.ternary import ternarise
 from phases.cognate.rope import rotate, rotation
@@ -20,7 +20,7 @@ def test_padding_keeps_every_row_and_adds_zeros(width: int, heads: int) -> None:
         wider = pad_heads(stored, width)
         before, after = (m if isinstance(m, torch.Tensor) else m.dequantise() for m in (stored, wider))
         assert after.shape == (heads * padded_width(width), 5)
-        assert torch.equal(after[places(width, heads)], before)
+        assert torch.equal(after[unpadded(width, heads)], before)
         assert after.any(1).sum() == before.any(1).sum()
     assert padded_width(width) % 16 == 0
     assert 0 <= padded_width(width) - width < 16
@@ -39,5 +39,5 @@ def padded(x: torch.Tensor) -> torch.Tensor:
     """Return the last axis of `x` (..., K) padded as a head."""
     width = x.shape[-1]
     out = x.new_zeros(*x.shape[:-1], padded_width(width))
-    out[..., places(width, 1)] = x
+    out[..., unpadded(width, 1)] = x
     return out

@@ -7,24 +7,28 @@ import numpy as np
 import onnx
 import pytest
 
+from phases.bitnet.cache_steps import cache_steps
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.llama import read_llama
-from phases.bitnet.onnx_cache import cache_steps
-from phases.bitnet.onnx_decoder import DecoderStream
+from phases.bitnet.memory_writer import writer_metadata
 from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
-from phases.bitnet.packed import PackedModel
+from phases.bitnet.packed import PackedModel, pack
+from phases.bitnet.titan import to_bitnet
 
 sys.path.insert(0, str(Path(__file__).parent))
+from conftest import small
 from test_llama import write_model
 
-IDS = np.random.default_rng(1).integers(0, 200, 120).tolist()
+IDS = np.random.default_rng(1).integers(0, 200, 150).tolist()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
-    """Return a quantised LLaMA whose four heads share two of keys, each padded from 12 to 16."""
+@pytest.fixture(scope="module", params=["llama", "titan"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+    """Return a quantised LLaMA whose four heads share two of keys, each padded from 12 to 16, or a TinyTitan."""
+    if request.param == "titan":
+        return pack(to_bitnet(small(segment_len=128), QuantisationConfig()))
     folder = tmp_path_factory.mktemp("llama")
     write_model(folder, "llama", True)
     return read_llama(folder, QuantisationConfig())
@@ -37,7 +41,8 @@ def cache_type(path: Path) -> int:
 
 def test_logits_are_near_those_of_a_cache_in_floats(tmp_path: Path, model: PackedModel) -> None:
     write_onnx(model, tmp_path / "int8.onnx")
-    (tmp_path / "floats.onnx").write_bytes(to_onnx(model).SerializeToString())
+    floats = to_onnx(model, metadata=writer_metadata(model))
+    (tmp_path / "floats.onnx").write_bytes(floats.SerializeToString())
     assert cache_type(tmp_path / "int8.onnx") == onnx.TensorProto.INT8
     found, wanted = (OnnxModel(tmp_path / f"{name}.onnx").stream().read(IDS).logits for name in ("int8", "floats"))
     off = np.abs(found - wanted) / np.abs(wanted).max()
@@ -55,36 +60,33 @@ def test_tokens_one_by_one_see_what_all_at_once_see(tmp_path: Path, model: Packe
 
 
 def test_both_sessions_write_the_same_codes(tmp_path: Path, model: PackedModel) -> None:
-    """Of the first layer, whose keys and values hang on nothing that the sessions round differently but its inputs."""
+    """Of the first layer, whose inputs the two round differently in nothing but activations."""
     write_onnx(model, tmp_path / "model.onnx")
     streams = [OnnxModel(tmp_path / "model.onnx", fast_prefill=fast).stream() for fast in (False, True)]
-    caches = list[np.ndarray]()
+    codes = list[np.ndarray]()
     for stream in streams:
-        assert isinstance(stream, DecoderStream)
-        stream.read(IDS)
-        caches.append(stream._cache[0, ..., : len(IDS), :].astype(int))
-        stream.read(IDS[:40])  # behind what is there, which stays as it was
-        assert np.array_equal(stream._cache[0, ..., : len(IDS), :], caches[-1])
-    off = np.abs(caches[0] - caches[1])
-    assert off.max() <= 2
-    assert np.mean(off == 0) >= 0.5
+        stream.read(IDS[:40])
+        codes.append(stream.caches[0].values[0, ..., :40, :].astype(int))
+        stream.read(IDS[40:80])
+        assert np.array_equal(stream.caches[0].values[0, ..., :40, :], codes[-1])  # what was there stays as it was
+    assert codes[0].any()
+    assert np.abs(codes[0] - codes[1]).max() <= 2
+    assert np.mean(codes[0] == codes[1]) >= 0.5
 
 
 def test_steps_leave_room_and_are_those_of_both_halves_that_rotation_mixes(model: PackedModel) -> None:
-    steps = cache_steps(model)
+    steps, a = cache_steps(model), model.architecture
     assert steps is not None
     assert steps.shape == (2, 2, 2, 16)
     assert np.array_equal(steps, np.roll(steps, 8, -1))
-    padded = np.array([6, 7, 14, 15])
-    assert (steps[..., padded] == steps[..., padded].flat[0]).all()
+    padding = steps[..., a.head_dim // 2 : 8]
+    assert (padding == padding.flat[0]).all()
     assert (steps > 0).all()
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_exact_and_full_precision_files_keep_floats(tmp_path: Path, model: PackedModel, exact: bool) -> None:
-    if not exact:
-        write_model(tmp_path, "llama", True)
-        model = read_llama(tmp_path, None)
-        assert cache_steps(model) is None
+def test_exact_and_full_precision_files_keep_floats(tmp_path: Path, exact: bool) -> None:
+    parent = small()
+    model = pack(to_bitnet(parent, QuantisationConfig(activations="per_token")) if exact else parent)
     write_onnx(model, tmp_path / "model.onnx", exact=exact)
     assert cache_type(tmp_path / "model.onnx") == (onnx.TensorProto.DOUBLE if exact else onnx.TensorProto.FLOAT)
