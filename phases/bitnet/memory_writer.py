@@ -5,7 +5,6 @@ It is the model's own code over the weights as stored, so that what is remembere
 
 import base64
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,15 +57,13 @@ class MemoryWriter:
         self._activations = quantiser_for(name, width, _ROW_BITS) if architecture.quantised_head else None
         self._dtype = torch.float64 if exact else torch.float32
         own = {part: tensors[part].to(self._dtype) for part in (*_VECTORS, *_MATRICES) if part in tensors}
-        for matrix in (m for m in _MATRICES if m not in own):
-            own[matrix] = tensors[f"{matrix}.codes"] * tensors[f"{matrix}.scale"].to(self._dtype)
         with torch.device("meta"):  # what reading takes stays there: the graph has it
             self._memory = LongTermMemory(width, config.memory).eval()
         self._memory.load_state_dict(own, strict=False, assign=True)
-        for projection, matrix in zip((self._memory.k, self._memory.v), _MATRICES, strict=True):
-            if f"{matrix}.codes" in tensors:
-                activations = quantiser_for(name, width, int(tensors[f"{matrix}.bits"]))
-                projection.register_forward_pre_hook(partial(_quantise_input, activations))
+        for matrix in (m for m in _MATRICES if m not in own):
+            codes, scale = tensors[f"{matrix}.codes"], tensors[f"{matrix}.scale"].to(self._dtype)
+            activations = quantiser_for(name, width, int(tensors[f"{matrix}.bits"]))
+            self._memory.set_submodule(matrix.removesuffix(".weight"), _Projection(codes, scale, activations))
 
     def empty(self, batch: int = 1) -> MemoryState:
         """Return the memory of `batch` streams that holds nothing."""
@@ -96,8 +93,16 @@ class MemoryWriter:
         return {"slot_keys": keys, "slot_values": values, "slot_fade": padded(fade, ABSENT)}
 
 
-def _quantise_input(activations: ActivationQuantiser, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (activations.values(inputs[0]),)
+class _Projection(nn.Module):
+    """A quantised linear layer that holds its codes, for it is used once in a segment."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, activations: ActivationQuantiser) -> None:
+        super().__init__()
+        self._codes, self._scale, self._activations = codes, scale, activations
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., K) to (..., N)."""
+        return nn.functional.linear(self._activations.values(x), self._codes * self._scale)
 
 
 def surprise_of(ids: npt.NDArray[np.int64], logits: Floats, before: Floats | None) -> npt.NDArray[np.float32]:
@@ -106,9 +111,14 @@ def surprise_of(ids: npt.NDArray[np.int64], logits: Floats, before: Floats | Non
     `before` (B, V) are the logits of the first, which has no nats where that is None.
     """
     nats = np.zeros(ids.shape, np.float32)
-    predicted = logits[:, :-1] if before is None else np.concatenate([before[:, None], logits[:, :-1]], 1)
-    if length := predicted.shape[1]:
-        asked = torch.from_numpy(ids[:, ids.shape[1] - length :])
-        logs = torch.log_softmax(torch.from_numpy(predicted).float(), -1)  # as a loss is computed
-        nats[:, ids.shape[1] - length :] = -logs.gather(-1, asked.unsqueeze(-1)).squeeze(-1).numpy()
+    if before is not None:
+        nats[:, :1] = _nats(ids[:, :1], before[:, None])
+    if ids.shape[1] > 1:
+        nats[:, 1:] = _nats(ids[:, 1:], logits[:, :-1])
+    return nats
+
+
+def _nats(ids: npt.NDArray[np.int64], logits: Floats) -> Floats:
+    logs = torch.log_softmax(torch.from_numpy(logits).float(), -1)  # as a loss is computed
+    nats: Floats = -logs.gather(-1, torch.from_numpy(ids).unsqueeze(-1)).squeeze(-1).numpy()
     return nats

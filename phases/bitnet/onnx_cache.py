@@ -40,7 +40,7 @@ class Cache:
         if places <= (before := self.places):
             return
         shape = list(self.values.shape)
-        shape[-2] = whole_places(places)
+        shape[-2] = -(-places // PLACES) * PLACES
         values = np.zeros(shape, self.values.dtype)
         values[..., :before, :] = self.values
         self.values = values
@@ -71,8 +71,3 @@ class Turns:
             turns[:, : a.head_dim // 2] = values * a.head_dim**-0.25
             for binding in self._bindings:
                 bind(binding, name, turns)
-
-
-def whole_places(places: int) -> int:
-    """Return the places of a cache that has room for so many."""
-    return -(-places // PLACES) * PLACES

@@ -6,12 +6,13 @@ model. So weights are written as the kernels take them (rows filled up to whole 
 temporary file, which exists until the session has mapped it, and the model that the session gets has them in place of
 the nodes that would have made them. Rows of an embedding, read from the file by the caller, are an input in place of
 the nodes that would look them up: of each row in a mapped file the kernel maps 64 KB and more. The file itself remains
-complete: any ONNX Runtime can run it without this.
+complete: any ONNX Runtime can run it without this. Scales stay mapped, and are forgotten (`forget_pages`).
 
 `FOLDED` and `LOOKED_UP` of the file's metadata say what those nodes make. The rest is protobuf's wire format, fields of
 onnx.proto3.
 """
 
+import ctypes
 import json
 import mmap
 from collections.abc import Iterable, Iterator
@@ -71,10 +72,11 @@ class Rows(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """A model whose weights are outside."""
+    """A model whose weights and metadata are outside: a session would keep those twice."""
 
     model: bytes
     rows: Rows | None  # None where the embedding is not quantised
+    metadata: dict[str, str]
 
 
 class _Field(NamedTuple):
@@ -100,13 +102,27 @@ def with_mapped_weights(path: Path, folder: Path) -> Mapped | None:
             raw = _raw(data, graph)
             rows = _rows(json.loads(metadata[LOOKED_UP]), raw)
             with (folder / WEIGHTS).open("wb") as weights:
-                parts = [
-                    _graph(data, graph, folds, raw, rows, weights) if f is graph else data[f.start : f.end]
-                    for f in fields
-                ]
-            return Mapped(b"".join(parts), rows)
+                inside = _graph(data, graph, folds, raw, rows, weights)
+            others = [data[f.start : f.end] for f in fields if f.number not in (_GRAPH, _METADATA)]
+            return Mapped(b"".join([*others, inside]), rows, {key: value.decode() for key, value in metadata.items()})
     except (ValueError, IndexError, KeyError, StopIteration) as error:
         raise ArtifactError(f"{path}: not an ONNX file that `forge quantize` wrote ({error})") from error
+
+
+def forget_pages(folder: Path) -> None:
+    """Give back the memory of what is still mapped of the weights in `folder`, once a session is made.
+
+    The runtime keeps scales mapped although its kernels have them in their packed form, and do not read them again. If
+    something did, they would come back from the file. Where there is no /proc, they stay.
+    """
+    maps, weights = Path("/proc/self/maps"), str((folder / WEIGHTS).resolve())
+    if not maps.exists():
+        return
+    advise = ctypes.CDLL(None).madvise
+    for line in maps.read_text().splitlines():
+        if line.endswith(weights):
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _metadata(data: mmap.mmap, fields: list[_Field]) -> dict[str, bytes]:

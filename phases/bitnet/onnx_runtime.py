@@ -25,9 +25,9 @@ from safetensors.torch import load
 
 from phases.bitnet.memory_writer import MEMORY, MemoryWriter, surprise_of
 from phases.bitnet.onnx_binding import Floats, Ints, Read, StoredRows, bind, checked, rotation
-from phases.bitnet.onnx_cache import PLACES, Cache, Turns, whole_places
+from phases.bitnet.onnx_cache import Cache, Turns
 from phases.bitnet.onnx_decoder import DecoderStream
-from phases.bitnet.onnx_map import with_mapped_weights
+from phases.bitnet.onnx_map import forget_pages, with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
 from phases.cognate.memory import CONV_WIDTH, MemoryState
@@ -67,7 +67,8 @@ class OnnxModel:
                 model = str(path) if mapped is None else mapped.model
                 with _without_flash_attention():
                     self.sessions = [ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])]
-            properties = self.sessions[0].get_modelmeta().custom_metadata_map
+                forget_pages(Path(folder))
+            properties = self.sessions[0].get_modelmeta().custom_metadata_map if mapped is None else mapped.metadata
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
             self.floats: type[np.floating[Any]] = np.float64 if self.exact else np.float32
@@ -96,16 +97,15 @@ class Stream:
     def __init__(self, model: OnnxModel) -> None:
         self.model, self.position = model, 0
         a, titan = model.architecture, model.architecture.titan
-        self.prediction: Floats | None = None
+        self._prediction: Floats | None = None
         self.caches = [Cache(a, model.sessions) for _ in range(a.steps)]
         self._bindings = [binding for cache in self.caches for binding in cache.bindings]
         self._segment = titan.segment_len if titan else 0
-        self._outputs: Floats = np.zeros((self._segment, a.d_model), model.floats)
-        self._surprise = np.zeros(self._segment, np.float32)
+        self._outputs, self._surprise = list[Floats](), list[npt.NDArray[np.float32]]()  # of the segment under way
         self._before = 0  # places of the segment before the one under way
         self._turns = Turns(a, [] if model.exact else self._bindings)
         self._set_turns()
-        self._queries = self._make_queries(PLACES)
+        self._queries = self._make_queries()
         if model.writer is not None:
             self._memory = model.writer.empty()
             self._bind_memory(self._memory)
@@ -142,7 +142,11 @@ class Stream:
                 break
             halts = found["halted"]
             done = active[halts]
-            logits[done], normed[done], steps[done] = found["logits"], found["normed"], step + 1
+            steps[done] = step + 1
+            if len(done) == len(ids):  # nothing to put together
+                logits, normed = found["logits"], found["normed"]
+            else:
+                logits[done], normed[done] = found["logits"], found["normed"]
             piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
             places = self._query_places(end)
             self._queries[step, places + active] = found["queries"]
@@ -224,14 +228,14 @@ class Stream:
 
     def _make_room(self, places: int) -> None:
         """Enlarge the caches that have fewer places, one by one, so that only one is held twice."""
-        if places > self.caches[0].places:
-            for cache in self.caches:
-                cache.make_room(places)
-            self._set_turns()
-        if (places := self._query_places(places)) > (before := self._queries.shape[1]) and self._segment:
-            queries = self._make_queries(whole_places(places))
-            queries[:, :before] = self._queries
-            self._queries = queries
+        if places <= self.caches[0].places:
+            return
+        for cache in self.caches:
+            cache.make_room(places)
+        self._set_turns()
+        queries = self._make_queries()
+        queries[:, : self._queries.shape[1]] = self._queries
+        self._queries = queries
 
     def _set_turns(self) -> None:
         """Have the places' rotation be that of the positions of their tokens."""
@@ -239,32 +243,30 @@ class Stream:
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
-        before = self.prediction
-        self.prediction = logits[-1].copy()
-        if self.model.writer is None:
-            self.position += len(ids)
-            return
-        start = self.position % self._segment
-        nats = surprise_of(ids[None], logits[None], None if before is None else before[None])[0]
-        self._outputs[start : start + len(ids)] = normed
-        self._surprise[start : start + len(ids)] = nats
-        end = self._end() + len(ids)
-        if start + len(ids) == self._segment:
-            self._memory = self.model.writer.write(self._memory, self._outputs[None], self._surprise[None])
-            self._bind_memory(self._memory)
-            held = slice(end - self._segment, end)
-            for cache in self.caches:
-                cache.values[..., : self._segment, :] = cache.values[..., held, :]
-            end = self._query_places(end)
-            self._queries[:, : self._segment] = self._queries[:, end - self._segment : end]
-            self._before = self._segment
+        end, place = self._end() + len(ids), self.position % (self._segment or 1) + len(ids)
         self.position += len(ids)
-        if start + len(ids) == self._segment:
-            self._set_turns()
+        if self.model.writer is None:
+            return
+        before = None if self._prediction is None else self._prediction[None]
+        self._surprise.append(surprise_of(ids[None], logits[None], before)[0])
+        self._outputs.append(normed)
+        self._prediction = logits[-1].copy()
+        if place < self._segment:
+            return
+        outputs, surprise = np.concatenate(self._outputs), np.concatenate(self._surprise)
+        self._memory = self.model.writer.write(self._memory, outputs[None], surprise[None])
+        self._bind_memory(self._memory)
+        self._outputs, self._surprise = [], []
+        for cache in self.caches:
+            cache.values[..., : self._segment, :] = cache.values[..., end - self._segment : end, :]
+        places = self._query_places(end)
+        self._queries[:, : self._segment] = self._queries[:, places - self._segment : places]
+        self._before = self._segment
+        self._set_turns()
 
-    def _make_queries(self, places: int) -> Floats:
-        """Allocate the memory queries of all passes (S, W, D), of which a model without a memory has none."""
-        a = self.model.architecture
+    def _make_queries(self) -> Floats:
+        """Allocate the memory queries of all passes (S, W + 3, D), of which a model without a memory has none."""
+        a, places = self.model.architecture, self._query_places(self.caches[0].places)
         queries = np.zeros((a.steps, places if a.titan else 0, a.d_model), self.model.floats)
         if a.titan is not None:
             for cache, of_pass in zip(self.caches, queries, strict=True):
