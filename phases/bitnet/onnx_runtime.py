@@ -118,6 +118,8 @@ class Stream:
             room = self._segment - self.position % self._segment if self._segment else len(ids)
             parts.append(self._piece(ids[:room]))
             ids = ids[room:]
+        if len(parts) == 1:
+            return parts[0]
         return Read(np.concatenate([p.logits for p in parts]), np.concatenate([p.steps for p in parts]))
 
     def _piece(self, ids: Ints) -> Read:
@@ -130,7 +132,7 @@ class Stream:
         steps = np.zeros_like(ids)
         normed = np.empty((len(ids), a.d_model), floats)
         logits = np.empty((len(ids), a.vocab_size), floats)
-        active, halted = np.arange(len(ids)), np.arange(0)  # columns; later passes' caches have these in this order
+        active, halted = np.arange(len(ids)), np.arange(0)
         for step in range(a.steps):
             found, start = self._run(step, piece, active, halted), end + len(halted)
             values = self.caches[step].values
@@ -151,7 +153,7 @@ class Stream:
             places = self._query_places(end)
             self._queries[step, places + active] = found["queries"]
             self._queries[step + 1 :, places + done] = self._queries[step, places + done]
-            for later in self.caches[step + 1 :]:
+            for later in self.caches[step + 1 :]:  # behind those that halted before, in the same order
                 later.values[..., start : start + len(done), :] = values[..., start + np.flatnonzero(halts), :]
             active, halted = active[~halts], np.concatenate([halted, done])
             if not len(active):
@@ -243,7 +245,7 @@ class Stream:
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""
-        end, place = self._end() + len(ids), self.position % (self._segment or 1) + len(ids)
+        end = self._end() + len(ids)
         self.position += len(ids)
         if self.model.writer is None:
             return
@@ -251,7 +253,7 @@ class Stream:
         self._surprise.append(surprise_of(ids[None], logits[None], before)[0])
         self._outputs.append(normed)
         self._prediction = logits[-1].copy()
-        if place < self._segment:
+        if self.position % self._segment:
             return
         outputs, surprise = np.concatenate(self._outputs), np.concatenate(self._surprise)
         self._memory = self.model.writer.write(self._memory, outputs[None], surprise[None])
