@@ -17,11 +17,12 @@ import torch
 from onnx import helper
 
 from benchmarks import bitnet_llama, bitnet_quality
-from benchmarks.bitnet_models import Format, decoder, titan_25m
+from benchmarks.bitnet_models import Embedding, Format, decoder, titan_25m
 from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_figure
 from phases.bitnet.activations import PER_TOKEN
 from phases.bitnet.archive import to_bytes
 from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
 from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
@@ -49,6 +50,7 @@ def run(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         for size in ("25m",) if quick else tuple(_GOALS):
             found += _speed(size, Path(folder), 5 if quick else 15)
+        found.append(_titan_speed(Path(folder), 5 if quick else 15))
     found += [*bitnet_llama.figures(quick), *bitnet_quality.figures(quick)]
     if load > QUIET_LOAD:
         found.append(Figure(key="timing_forced_at_load", value=load, unit="load", better="lower", goal=QUIET_LOAD))
@@ -61,12 +63,13 @@ def _sizes() -> list[Figure]:
     found = list[Figure]()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        for tied, embedding, key, goal in (
+        weighed: tuple[tuple[bool, Embedding, str, float | None], ...] = (
             (True, "int8", "file_ratio_25m", 8.0),
             (True, "int4", "file_ratio_25m_int4", 10.0),
             (False, "int4", "file_ratio_25m_preset_int4", None),
-        ):
-            model = titan_25m(tied, "int8" if embedding == "int8" else "int4")
+        )
+        for tied, embedding, key, goal in weighed:
+            model = titan_25m(tied, embedding)
             full = 4 * model.parameters
             size = write_onnx(model, path)
             what = Baseline(what="ratio to fp16", value=full / 2 / size)
@@ -134,8 +137,22 @@ def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
     ]
 
 
+def _titan_speed(folder: Path, repetitions: int) -> Figure:
+    """Time decoding of a TinyTitan, all of whose random tokens ponder twice, in fp32 and ternary, in turns."""
+    progress("speed of a TinyTitan of 25M")
+    ids = np.random.default_rng(0).integers(0, 32_000, _PAST + _TOKENS).tolist()
+    decoding = dict[str, _Decoder]()
+    embeddings: tuple[Embedding, ...] = ("fp32", "int8", "int4")
+    for embedding in embeddings:
+        write_onnx(titan_25m(True, embedding), folder / "model.onnx")
+        decoding[embedding] = _Decoder(OnnxModel(folder / "model.onnx"), ids)
+    seconds = interleave(dict(decoding), repetitions, warmup=2)
+    best = min(("int8", "int4"), key=lambda embedding: float(np.median(seconds[embedding])))
+    return ratio_figure("decode_ratio_titan_25m", seconds, best, "fp32", work=_TOKENS)
+
+
 class _Decoder:
-    """Reads on by a few tokens at a time, always behind the same past."""
+    """Reads on by a few tokens at a time, behind the same past where the model allows for it."""
 
     def __init__(self, model: OnnxModel, ids: list[int]) -> None:
         self.stream: AnyStream = model.stream()
@@ -145,7 +162,8 @@ class _Decoder:
     def __call__(self) -> None:
         for token in self.ids:
             self.stream.read([token])
-        self.stream.position = _PAST  # what was written behind it is not seen, and then overwritten
+        if isinstance(self.stream, DecoderStream):
+            self.stream.position = _PAST  # what was written behind it is not seen, and then overwritten
 
 
 class _Reader:

@@ -13,6 +13,7 @@ from phases.bitnet.titan import to_bitnet
 from phases.cognate.presets import PRESETS
 from phases.cognate.titan import TinyTitan
 
+Embedding = Literal["fp32", "int8", "int4"]
 Format = Literal["fp32", "ternary int8", "ternary int4", "4-bit"]
 SHAPES = {"25m": (216, 11, 4, 2256), "42m": (512, 8, 8, 1408), "110m": (768, 12, 12, 2048)}
 SHAPES |= {"llama": (512, 8, 8, 1536)}  # all widths are multiples of 256, which GGUF's ternary blocks need
@@ -49,15 +50,17 @@ def decoder(size: str, form: Format) -> PackedModel:
     return PackedModel(architecture, matrices, vectors)
 
 
-def titan_25m(tied: bool, embedding: Literal["int8", "int4"]) -> PackedModel:
-    """Return a quantised TinyTitan of 25M parameters: the preset, or its width and depth with a tied embedding.
+def titan_25m(tied: bool, embedding: Embedding) -> PackedModel:
+    """Return a TinyTitan of 25M parameters, in full precision or quantised with an embedding of so many bits: the
+    preset, or its width and depth with a tied embedding.
 
     The preset has 25,069,534 parameters, of which embedding and head are 13.8M; tied, the MLPs are wider instead.
     """
     preset = PRESETS["25m"]
     config = preset.model_copy(update={"tied": True, "hidden": _TIED_HIDDEN}) if tied else preset
     torch.manual_seed(0)
-    return pack(to_bitnet(TinyTitan(config), QuantisationConfig(embedding=embedding)))
+    model = TinyTitan(config)
+    return pack(model if embedding == "fp32" else to_bitnet(model, QuantisationConfig(embedding=embedding)))
 
 
 def _rows(weight: Tensor, form: Format) -> Matrix:

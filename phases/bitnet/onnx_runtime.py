@@ -183,8 +183,9 @@ class Stream:
         for name in self.model.outputs:
             binding.bind_output(name)
         session.run_with_iobinding(binding)
-        found = binding.get_outputs()[-len(self.model.outputs) :]
-        return {name: value.numpy() for name, value in zip(self.model.outputs, found, strict=True)}
+        found = binding.get_outputs_as_ortvaluevector()  # the caches' first, which are bound once
+        first = len(found) - len(self.model.outputs)
+        return {name: found[first + place].numpy() for place, name in enumerate(self.model.outputs)}
 
     def _appended(self, piece: _Piece, active: Ints, halted: Ints) -> dict[str, npt.NDArray[Any]]:
         """Return where the tokens are, for attention that appends them behind those that have halted.
