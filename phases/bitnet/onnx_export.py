@@ -46,6 +46,7 @@ from phases.bitnet.onnx_map import FOLDED, LOOKED_UP
 from phases.bitnet.packed import Architecture, PackedModel
 from phases.cognate.memory import CONV_WIDTH
 
+FORMAT = "2"  # of the inputs and outputs, which whoever opens a file relies on
 HEAD = "embedding.weight"
 INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
@@ -66,7 +67,7 @@ def to_onnx(
     graph = Graph(exact=exact)
     exporter = _Exporter(graph, model, cache_steps)
     inputs, outputs = exporter.inputs(), exporter.build()
-    properties = {"architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
+    properties = {"format": FORMAT, "architecture": model.architecture.model_dump_json(), "exact": json.dumps(exact)}
     properties |= {FOLDED: json.dumps(list(graph.folds.values())), LOOKED_UP: json.dumps(graph.looked_up)}
     proto = helper.make_model(
         graph.proto("decoder", inputs, outputs),
@@ -121,7 +122,7 @@ class _Exporter:
                 "slot_keys": (floats, ["S", a.d_model]),
                 "slot_values": (floats, ["S", a.d_model]),
                 "slot_fade": (floats, ["S"]),
-                "past_queries": (floats, ["P", a.d_model]),
+                "past_queries": (floats, ["Q", a.d_model]),
                 "query_index": (TensorProto.INT64, ["T", CONV_WIDTH]),
             }
             if grouped:

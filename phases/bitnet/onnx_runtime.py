@@ -27,6 +27,7 @@ from phases.bitnet.memory_writer import MEMORY, MemoryWriter, surprise_of
 from phases.bitnet.onnx_binding import Floats, Ints, Read, StoredRows, bind, checked, rotation
 from phases.bitnet.onnx_cache import Cache, Turns
 from phases.bitnet.onnx_decoder import DecoderStream
+from phases.bitnet.onnx_export import FORMAT
 from phases.bitnet.onnx_map import forget_pages, with_mapped_weights
 from phases.bitnet.onnx_prefill import MANY, widened
 from phases.bitnet.packed import Architecture
@@ -54,7 +55,7 @@ class OnnxModel:
     def __init__(self, path: Path, threads: int = 1, *, fast_prefill: bool = False) -> None:
         """Open a file. `fast_prefill` reads many tokens at once faster, and takes more memory (`onnx_prefill.py`).
 
-        An exact file has no use for it. Raises `ArtifactError` where the file is not one of ours.
+        An exact file has no use for it. Raises `ArtifactError` where the file is not one of ours, or an older one.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -69,6 +70,8 @@ class OnnxModel:
                     self.sessions = [ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])]
                 forget_pages(Path(folder))
             properties = self.sessions[0].get_modelmeta().custom_metadata_map if mapped is None else mapped.metadata
+            if properties.get("format") != FORMAT:
+                raise ArtifactError(f"{path}: not a file that this version of `forge quantize` wrote; write it again")
             self.architecture = Architecture.model_validate_json(properties["architecture"])
             self.exact = bool(json.loads(properties["exact"]))
             self.floats: type[np.floating[Any]] = np.float64 if self.exact else np.float32

@@ -145,6 +145,18 @@ def test_mapped_weights_are_what_the_runtime_would_fold(tmp_path: Path, kind: st
         assert data[start : start + length] == value.tobytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_scales_that_stay_mapped_take_no_memory_and_are_not_read_again(tmp_path: Path) -> None:
+    write_onnx(pack(to_bitnet(talkative(), QuantisationConfig())), tmp_path / "model.onnx")
+    stream = OnnxModel(tmp_path / "model.onnx").stream()
+    stream.read([20, 30, 40])
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [place for place, line in enumerate(lines) if line.endswith(f"/{WEIGHTS} (deleted)")]
+    resident = [next(line for line in lines[start:] if line.startswith("Rss:")) for start in starts]
+    assert starts
+    assert all(line.split()[1] == "0" for line in resident)
+
+
 @pytest.mark.parametrize("width", [24, 400])
 def test_fast_prefill_agrees_and_multiplies_wider_numbers(tmp_path: Path, width: int) -> None:
     """In 8 bits to rounding; in fp32 but for activations, which it does not round."""
@@ -178,6 +190,15 @@ def test_refuses_what_is_no_file_of_ours_and_tokens_that_do_not_exist(tmp_path: 
     for tokens in ([300], [-1], []):
         with pytest.raises(ArtifactError, match="0 to 299"):
             OnnxModel(tmp_path / "model.onnx").stream().read(tokens)
+
+
+def test_a_file_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    path = with_cache_in_floats(pack(talkative()), tmp_path)
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | {"format": "1"})
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ArtifactError, match="this version"):
+        OnnxModel(path)
 
 
 def test_refuses_to_pack_what_is_not_finite() -> None:
