@@ -137,28 +137,19 @@ class Stream:
         logits = np.empty((len(ids), a.vocab_size), floats)
         active, halted = np.arange(len(ids)), np.arange(0)
         for step in range(a.steps):
-            found, start = self._run(step, piece, active, halted), end + len(halted)
-            values = self.caches[step].values
-            if not self.caches[step].appended:
-                own = found["present"].reshape(*values.shape[:-2], len(active), -1)
-                values[..., start : start + len(active), :] = own
+            found = self._run(step, piece, active, halted)
+            self._keep(step, piece, active, halted, found)
             if a.titan is None:
                 logits, steps = found["logits"], steps + 1
                 break
-            halts = found["halted"]
-            done = active[halts]
+            done = active[found["halted"]]
             steps[done] = step + 1
             if len(done) == len(ids):  # nothing to put together
                 logits, normed = found["logits"], found["normed"]
             else:
                 logits[done], normed[done] = found["logits"], found["normed"]
             piece.hidden[active], piece.going_on[active] = found["hidden_out"], found["going_on_out"]
-            places = self._query_places(end)
-            self._queries[step, places + active] = found["queries"]
-            self._queries[step + 1 :, places + done] = self._queries[step, places + done]
-            for later in self.caches[step + 1 :]:  # behind those that halted before, in the same order
-                later.values[..., start : start + len(done), :] = values[..., start + np.flatnonzero(halts), :]
-            active, halted = active[~halts], np.concatenate([halted, done])
+            active, halted = active[~found["halted"]], np.concatenate([halted, done])
             if not len(active):
                 break
         self._absorb(ids, logits, normed)
@@ -189,6 +180,20 @@ class Stream:
         found = binding.get_outputs_as_ortvaluevector()  # the caches' first, which are bound once
         first = len(found) - len(self.model.outputs)
         return {name: found[first + place].numpy() for place, name in enumerate(self.model.outputs)}
+
+    def _keep(self, step: int, piece: _Piece, active: Ints, halted: Ints, found: dict[str, Any]) -> None:
+        """Put keys, values and queries of a pass where later tokens see them, and later passes those that halted."""
+        cache, start = self.caches[step], piece.end + len(halted)
+        if not cache.appended:
+            own = found["present"].reshape(*cache.values.shape[:-2], len(active), -1)
+            cache.values[..., start : start + len(active), :] = own
+        if self.model.architecture.titan is None:
+            return
+        halts, places = np.flatnonzero(found["halted"]), self._query_places(piece.end)
+        self._queries[step, places + active] = found["queries"]
+        self._queries[step + 1 :, places + active[halts]] = found["queries"][halts]
+        for later in self.caches[step + 1 :]:
+            later.values[..., start : start + len(halts), :] = cache.values[..., start + halts, :]
 
     def _appended(self, piece: _Piece, active: Ints, halted: Ints) -> dict[str, npt.NDArray[Any]]:
         """Return where the tokens are, for attention that appends them behind those that have halted.
