@@ -37,28 +37,26 @@ class StoredRows:
         self.name, self._rows = rows.look_up.output, rows
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
+        self._scales = np.frombuffer(os.pread(self._file, 2 * rows.vocabulary, rows.scales), np.float16)[:, None]
+        floats: type[np.floating[Any]] = np.float64 if rows.look_up.exact else np.float32
+        self._codes: Floats = unpack_array(np.arange(256, dtype=np.uint8)[:, None], rows.look_up.bits).astype(floats)
 
     def __call__(self, ids: Ints) -> Floats:
         """Return the rows (T, K) of tokens, as the graph would look them up."""
-        look_up = self._rows.look_up
-        codes = unpack_array(self._read(ids, self._rows.codes, np.dtype((np.uint8, self._rows.width))), look_up.bits)
+        width, start, look_up = self._rows.width, self._rows.codes, self._rows.look_up
+        stored = b"".join([os.pread(self._file, width, start + width * token) for token in ids.tolist()])
+        codes = self._codes[np.frombuffer(stored, np.uint8)].reshape(len(ids), -1)  # of each byte in turn
         if look_up.exact:
             codes = codes.reshape(len(ids), -1, BLOCK)[..., :-1].reshape(len(ids), -1)
-        scales = self._read(ids, self._rows.scales, np.dtype((np.float16, 1)))
-        rows: Floats = codes[:, : look_up.columns] * scales.astype(np.float64 if look_up.exact else np.float32)
+        rows: Floats = codes[:, : look_up.columns] * self._scales[ids]
         return rows
-
-    def _read(self, ids: Ints, start: int, row: np.dtype[Any]) -> npt.NDArray[Any]:
-        parts = [os.pread(self._file, row.itemsize, start + row.itemsize * token) for token in ids.tolist()]
-        return np.frombuffer(b"".join(parts), row)
 
 
 def checked(tokens: list[int], vocab_size: int) -> Ints:
     """Return ids (T,). Raises `ArtifactError` where there are none, or one is beyond the vocabulary."""
-    ids = np.array(tokens, np.int64)
-    if len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab_size:
+    if not tokens or min(tokens) < 0 or max(tokens) >= vocab_size:
         raise ArtifactError(f"tokens must be 0 to {vocab_size - 1}, and at least one")
-    return ids
+    return np.array(tokens, np.int64)
 
 
 def rotation(positions: npt.NDArray[Any], width: int, theta: float) -> tuple[Floats, Floats]:

@@ -66,6 +66,7 @@ class Rows(NamedTuple):
     """Where an embedding lies in the file."""
 
     look_up: LookUp
+    vocabulary: int  # rows
     codes: int  # first byte
     width: int  # bytes of a row
     scales: int  # first byte
@@ -149,7 +150,7 @@ def _rows(entry: list[Any] | None, raw: dict[str, _Field]) -> Rows | None:
     look_up = LookUp(*entry)
     codes, scales = raw[look_up.codes], raw[look_up.scales]
     count = (scales.end - scales.value) // np.dtype(np.float16).itemsize
-    return Rows(look_up, codes.value, (codes.end - codes.value) // count, scales.value)
+    return Rows(look_up, count, codes.value, (codes.end - codes.value) // count, scales.value)
 
 
 def _graph(

