@@ -2,8 +2,8 @@
 
 Behind a long text attention reads more than a narrow layer's weights, from memory and not from the processor's cache;
 in int8 it reads a quarter. The steps are fixed when the file is written, by what the model itself makes of random
-tokens, so no text is needed: on text its keys and values are up to twice as large, and up to four times as many steps
-cost nothing that can be measured. A value beyond all codes becomes the outermost.
+tokens, so no text is needed: on text its keys and values are up to twice as large, and steps of up to four times that
+cost less than 0.001 bits per byte. A value beyond all codes becomes the outermost.
 
 Shapes: L layers, G key and value heads, P width of a padded head.
 """
