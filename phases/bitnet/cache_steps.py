@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import Tensor
 
-from phases.bitnet.memory_writer import writer_metadata
+from phases.bitnet.activations import MOST
 from phases.bitnet.onnx_binding import Floats
 from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import PackedModel
 
 _MARGIN = 3.0  # of the outermost code over what random tokens reach
-_MOST = 127
 _TEXTS, _LENGTH = 8, 128
 
 
@@ -31,7 +30,7 @@ def cache_steps(model: PackedModel) -> Floats | None:
         return None
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(to_onnx(model, metadata=writer_metadata(model)).SerializeToString())
+        path.write_bytes(to_onnx(model).SerializeToString())
         opened = OnnxModel(path)
         generator, found = np.random.default_rng(0), list[Floats]()
         for _ in range(_TEXTS):
@@ -41,5 +40,5 @@ def cache_steps(model: PackedModel) -> Floats | None:
     largest = np.maximum.reduce(found)
     # Rotation moves what a channel has into the one half a head away.
     largest = np.maximum(largest, np.roll(largest, largest.shape[-1] // 2, -1))
-    steps: Floats = (_MARGIN / _MOST * np.where(largest > 0, largest, 1)).astype(np.float32)
+    steps: Floats = (_MARGIN / MOST * np.where(largest > 0, largest, 1)).astype(np.float32)
     return steps

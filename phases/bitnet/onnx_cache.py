@@ -22,12 +22,12 @@ class Cache:
 
     def __init__(self, architecture: Architecture, sessions: list[ort.InferenceSession]) -> None:
         kinds = {value.name: value.type for value in sessions[0].get_inputs()}
-        self.appended = "last_place" in kinds
+        self._appended = "last_place" in kinds
         self.bindings = [session.io_binding() for session in sessions]
         a = architecture
-        width = padded_width(a.head_dim) if self.appended else a.head_dim
+        width = padded_width(a.head_dim) if self._appended else a.head_dim
         self.values: npt.NDArray[Any] = np.zeros((a.n_layers, 2, a.n_kv_heads, 0, width), _TYPES[kinds["key_0"]])
-        self.make_room(PLACES)
+        self.grow(PLACES)
 
     @property
     def places(self) -> int:
@@ -35,20 +35,18 @@ class Cache:
         places: int = self.values.shape[-2]
         return places
 
-    def make_room(self, places: int) -> None:
-        """Have so many places or more."""
-        if places <= (before := self.places):
-            return
+    def grow(self, places: int) -> None:
+        """Have room for so many places, which are more than there are."""
         shape = list(self.values.shape)
         shape[-2] = -(-places // PLACES) * PLACES
         values = np.zeros(shape, self.values.dtype)
-        values[..., :before, :] = self.values
+        values[..., : self.places, :] = self.values
         self.values = values
         for binding in self.bindings:
             for layer, of_layer in enumerate(values):
                 for name, part in zip(("key", "value"), of_layer, strict=True):
                     bind(binding, f"{name}_{layer}", part[None])
-                    if self.appended:
+                    if self._appended:
                         bind_output(binding, f"present_{name}_{layer}", part[None])
 
 
@@ -60,7 +58,7 @@ class Turns:
 
     def __init__(self, architecture: Architecture, bindings: list[ort.IOBinding]) -> None:
         self._architecture, self._bindings = architecture, bindings
-        self._values: list[Floats] = [np.zeros((0, 0), np.float32)] * 2
+        self._values = list[Floats]()
 
     def set(self, places: int, first: int = 0) -> None:
         """Be those of so many places."""

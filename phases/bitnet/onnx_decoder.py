@@ -46,7 +46,7 @@ class DecoderStream:
         ids = checked(tokens, self.architecture.vocab_size)
         end, cache = self.position + len(ids), self.caches[0]
         if end > cache.places:
-            cache.make_room(end)
+            cache.grow(end)
             self._turns.set(cache.places)
         self._last_place[0], self._count[...] = end - 1, end
         which = 0 if len(ids) == 1 else len(self._sessions) - 1 if len(ids) >= MANY else 1

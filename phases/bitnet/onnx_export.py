@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from phases.bitnet.memory_writer import writer_metadata
 from phases.bitnet.onnx_binding import Floats
 from phases.bitnet.onnx_graph import (
     IR_VERSION,
@@ -51,13 +52,7 @@ HEAD = "embedding.weight"
 INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 
-def to_onnx(
-    model: PackedModel,
-    *,
-    exact: bool = False,
-    cache_steps: Floats | None = None,
-    metadata: dict[str, str] | None = None,
-) -> onnx.ModelProto:
+def to_onnx(model: PackedModel, *, exact: bool = False, cache_steps: Floats | None = None) -> onnx.ModelProto:
     """Return the graph of a packed model. `exact` gives every token one activation scale, as BitNet has it, and all
     that is no quantised product in fp64, the inputs and outputs that are floats included.
 
@@ -75,7 +70,7 @@ def to_onnx(
         ir_version=IR_VERSION,
         producer_name="agent-forge",
     )
-    helper.set_model_props(proto, properties | (metadata or {}))
+    helper.set_model_props(proto, properties | writer_metadata(model))
     return proto
 
 

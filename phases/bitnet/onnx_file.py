@@ -4,7 +4,6 @@ from pathlib import Path
 
 from phases import storage
 from phases.bitnet.cache_steps import cache_steps
-from phases.bitnet.memory_writer import writer_metadata
 from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.packed import PackedModel
 
@@ -12,7 +11,6 @@ from phases.bitnet.packed import PackedModel
 def write_onnx(model: PackedModel, path: Path, *, exact: bool = False) -> int:
     """Write the file and return its size in bytes."""
     steps = None if exact else cache_steps(model)
-    proto = to_onnx(model, exact=exact, cache_steps=steps, metadata=writer_metadata(model))
-    data: bytes = proto.SerializeToString()
+    data: bytes = to_onnx(model, exact=exact, cache_steps=steps).SerializeToString()
     storage.write_bytes(str(path), data)
     return len(data)

@@ -27,10 +27,8 @@ from phases.bitnet.packing import pack_bits, unpack_array
 MANY = 32  # tokens from which on it is used
 _NARROW = 384  # inputs below which fp32 is the fastest
 _PAST, _STEPS, _PRESENT = 3, 12, 1  # first of two inputs, and of outputs, of attention: for keys and for values
-_WHOLE: dict[str, npt.NDArray[Any]] = {
-    "cache/one": np.array(1, np.float32),
-    "cache/zero": np.array(0, np.int8),
-}  # rounding to whole numbers
+# Of a quantisation that rounds to whole numbers: its scale and its zero.
+_WHOLE: dict[str, npt.NDArray[Any]] = {"cache/one": np.array(1, np.float32), "cache/zero": np.array(0, np.int8)}
 
 
 def widened(path: Path) -> bytes:

@@ -106,7 +106,7 @@ class Stream:
         self._segment = titan.segment_len if titan else 0
         self._outputs, self._surprise = list[Floats](), list[npt.NDArray[np.float32]]()  # of the segment under way
         self._before = 0  # places of the segment before the one under way
-        self._turns = Turns(a, [] if model.exact else self._bindings)
+        self._turns = Turns(a, self._bindings)
         self._set_turns()
         self._queries = self._make_queries()
         if model.writer is not None:
@@ -184,7 +184,7 @@ class Stream:
     def _keep(self, step: int, piece: _Piece, active: Ints, halted: Ints, found: dict[str, Any]) -> None:
         """Put keys, values and queries of a pass where later tokens see them, and later passes those that halted."""
         cache, start = self.caches[step], piece.end + len(halted)
-        if not cache.appended:
+        if self.model.exact:
             own = found["present"].reshape(*cache.values.shape[:-2], len(active), -1)
             cache.values[..., start : start + len(active), :] = own
         if self.model.architecture.titan is None:
@@ -242,15 +242,16 @@ class Stream:
         if places <= self.caches[0].places:
             return
         for cache in self.caches:
-            cache.make_room(places)
+            cache.grow(places)
         self._set_turns()
         queries = self._make_queries()
         queries[:, : self._queries.shape[1]] = self._queries
         self._queries = queries
 
     def _set_turns(self) -> None:
-        """Have the places' rotation be that of the positions of their tokens."""
-        self._turns.set(self.caches[0].places, self.position - self._end())
+        """Have the places' rotation be that of the positions of their tokens; an exact file gets that of its tokens."""
+        if not self.model.exact:
+            self._turns.set(self.caches[0].places, self.position - self._end())
 
     def _absorb(self, ids: Ints, logits: Floats, normed: Floats) -> None:
         """Take a piece into the state; at the end of a segment, write memory and move the window."""

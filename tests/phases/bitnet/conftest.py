@@ -1,8 +1,12 @@
 """A TinyTitan so small that everything about it is fast, yet with ponder steps, memory and a padded last block."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from phases.bitnet.onnx_export import to_onnx
+from phases.bitnet.packed import PackedModel
 from phases.cognate.memory import MemoryConfig
 from phases.cognate.titan import TinyTitan, TitanConfig
 
@@ -52,3 +56,9 @@ def talkative(**changes: object) -> TinyTitan:
         model.halting.linear.bias.fill_(0.5)
         model.step_embedding.normal_(std=0.5)
     return model.eval()
+
+
+def with_cache_in_floats(packed: PackedModel, folder: Path, *, exact: bool = False) -> Path:
+    """Write a file that rounds nothing but activations; one with a cache in int8 is near (`test_cache_steps.py`)."""
+    (folder / "model.onnx").write_bytes(to_onnx(packed, exact=exact).SerializeToString())
+    return folder / "model.onnx"

@@ -10,15 +10,13 @@ import pytest
 from phases.bitnet.cache_steps import cache_steps
 from phases.bitnet.config import QuantisationConfig
 from phases.bitnet.llama import read_llama
-from phases.bitnet.memory_writer import writer_metadata
-from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import PackedModel, pack
 from phases.bitnet.titan import to_bitnet
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import small
+from conftest import small, with_cache_in_floats
 from test_llama import write_model
 
 IDS = np.random.default_rng(1).integers(0, 200, 150).tolist()
@@ -41,10 +39,9 @@ def cache_type(path: Path) -> int:
 
 def test_logits_are_near_those_of_a_cache_in_floats(tmp_path: Path, model: PackedModel) -> None:
     write_onnx(model, tmp_path / "int8.onnx")
-    floats = to_onnx(model, metadata=writer_metadata(model))
-    (tmp_path / "floats.onnx").write_bytes(floats.SerializeToString())
     assert cache_type(tmp_path / "int8.onnx") == onnx.TensorProto.INT8
-    found, wanted = (OnnxModel(tmp_path / f"{name}.onnx").stream().read(IDS).logits for name in ("int8", "floats"))
+    paths = tmp_path / "int8.onnx", with_cache_in_floats(model, tmp_path)
+    found, wanted = (OnnxModel(path).stream().read(IDS).logits for path in paths)
     off = np.abs(found - wanted) / np.abs(wanted).max()
     assert 0 < np.median(off) <= 0.01
 

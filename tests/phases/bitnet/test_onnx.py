@@ -12,21 +12,19 @@ import torch
 from torch import Tensor
 
 from phases.bitnet.config import QuantisationConfig
-from phases.bitnet.memory_writer import writer_metadata
 from phases.bitnet.onnx_binding import StoredRows
-from phases.bitnet.onnx_export import to_onnx
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_map import FOLDED, WEIGHTS, Fold, with_mapped_weights
 from phases.bitnet.onnx_prefill import widened
 from phases.bitnet.onnx_runtime import OnnxModel
-from phases.bitnet.packed import PackedModel, pack
+from phases.bitnet.packed import pack
 from phases.bitnet.packed_linear import to_torch
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.titan import TinyTitan
 from phases.errors import ArtifactError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import talkative
+from conftest import talkative, with_cache_in_floats
 
 KINDS = {
     "int8": QuantisationConfig(),
@@ -54,13 +52,6 @@ def agree(found: np.ndarray, wanted: np.ndarray, quantised: bool) -> None:
     off = np.abs(found - wanted) / np.abs(wanted).max()
     assert off.max() <= (0.02 if quantised else 1e-5)
     assert np.quantile(off, 0.25) <= 1e-6
-
-
-def with_cache_in_floats(packed: PackedModel, folder: Path, *, exact: bool = False) -> Path:
-    """Write a file that rounds nothing but activations; one with a cache in int8 is near (`test_cache_steps.py`)."""
-    proto = to_onnx(packed, exact=exact, metadata=writer_metadata(packed))
-    (folder / "model.onnx").write_bytes(proto.SerializeToString())
-    return folder / "model.onnx"
 
 
 @pytest.mark.parametrize("tied", [True, False])
