@@ -184,6 +184,8 @@ def local_ray(cpus: int, store_bytes: int) -> Iterator[None]:
     """Have a Ray cluster of this process's own, with as many CPUs as named, whatever the machine has."""
     import ray
 
+    from coordinators.cluster import leave
+
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -194,7 +196,7 @@ def local_ray(cpus: int, store_bytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        leave()
 
 
 def interleave(

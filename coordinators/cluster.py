@@ -6,6 +6,7 @@ process tries first, with a deadline, and also runs this code in a task and an a
 writes anything. Token authentication is on: Ray's default for its own clusters, and used on others where there is one.
 """
 
+import gc
 import json
 import logging
 import os
@@ -55,7 +56,21 @@ def connected(settings: RaySettings) -> Iterator[str | None]:
     try:
         yield found
     finally:
+        leave()
+
+
+def leave() -> None:
+    """Disconnect, and stop a Ray that was started here, with the collector of cycles off meanwhile.
+
+    Ray ends the process with status 1 where a reference is released just as its core worker has gone, and another
+    library's thread may run the collector at any time.
+    """
+    gc.collect()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def probe(address: str) -> None:

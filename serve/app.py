@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from coordinators.cluster import leave
 from phases.cognate.loading import load_model
 from phases.errors import ConfigError
 from phases.quietstar.loading import thinker_of
@@ -59,7 +60,7 @@ class ServedModel:
         """Stop the endpoint, and Ray where it was started for it."""
         serve.shutdown()
         if self.owns_ray:
-            ray.shutdown()
+            leave()
 
 
 def serve_model(model_dir: str, *, name: str, host: str = "127.0.0.1", port: int = 8000) -> ServedModel:

@@ -21,6 +21,8 @@ def ray_cluster() -> Iterator[None]:
     """A cluster of this test session's own."""
     import ray
 
+    from coordinators.cluster import leave
+
     ray.init(
         address="local",
         num_cpus=4,
@@ -30,4 +32,4 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
     )
     yield
-    ray.shutdown()
+    leave()

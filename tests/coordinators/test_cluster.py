@@ -27,6 +27,25 @@ sys.stdin.read()
 cluster.shutdown()
 """
 
+LITTER = """
+import gc, threading, time, ray
+from coordinators.cluster import leave
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+name = ray.put(1).binary()
+references = [ray.ObjectRef(name) for _ in range(200_000)]
+gc.set_threshold(20)
+def litter():
+    while references:
+        ring = [references.pop()]
+        ring.append(ring)
+        until = time.perf_counter() + 1e-4
+        while time.perf_counter() < until:
+            pass
+threading.Thread(target=litter, daemon=True).start()
+leave()
+print(len(references) > 0, gc.isenabled())
+"""
+
 
 @pytest.fixture
 def unused() -> str:
@@ -185,3 +204,8 @@ def test_a_cluster_without_a_token_is_refused_to_those_who_use_one(monkeypatch: 
             check_address(address)
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         check_address(address)
+
+
+def test_references_that_another_thread_collects_do_not_end_the_process() -> None:
+    ran = subprocess.run([sys.executable, "-c", LITTER], capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout.split()) == (0, ["True", "True"]), ran.stderr
