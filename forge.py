@@ -234,6 +234,38 @@ def quantize(
 
 
 @app.command()
+def profile(
+    file: Annotated[Path, typer.Argument(help="ONNX file of phase 4 or of forge quantize.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Time on a busy machine too, and mark the times.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the memory and the speed of an exported file on this machine.
+
+    Example: forge profile runs/demo/04_bitnet/model.onnx
+    """
+    from phases.bitnet.profiler import profile_memory, profile_speed
+
+    speed = profile_speed(file, threads=threads, force=force)
+    memory = profile_memory(file)
+    if as_json:
+        _print_json({"memory": memory.model_dump(), "speed": speed.model_dump()})
+        return
+    forced = f" (forced: others kept {speed.load:.2f} cores busy)" if speed.forced else ""
+    lines = {
+        "file": f"{memory.file / 1e6:,.2f} MB",
+        "memory": f"{memory.peak_above_runtime / 1e6:,.2f} MB above the bare runtime, {memory.ratio:.2f} x the file, "
+        f"{memory.page_faults_per_step:g} page faults per decode step",
+        "decode": f"{speed.decode_tokens_per_second:,.0f} tokens/s, p50 {speed.decode_p50_ms:.3f} ms, "
+        f"p95 {speed.decode_p95_ms:.3f} ms{forced}",
+        "prefill": f"{speed.prefill_tokens_per_second:,.0f} tokens/s, {speed.prefill_tokens} in "
+        f"{speed.prefill_p50_ms:.1f} ms{forced}",
+    }
+    for name, line in lines.items():
+        console.print(f"[bold]{name:<8}[/]{line}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def audit(
     path: Annotated[str, typer.Argument(help="A run, a model directory, a JSON report or a tree of Python files.")],
     as_json: Json = False,
@@ -320,6 +352,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for the raw samples.")] = Path("bench-results"),
     faults: Annotated[int | None, typer.Option(help="Of chaos: faults per seed; of baking_faults: in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of chaos: the one seed, instead of 3; of baking_faults.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Of bitnet: time on a busy machine, and mark it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure ratios against baselines of the same run. Exit code 1 where a figure falls short of its goal."""
@@ -333,7 +366,7 @@ def bench(
     if name not in benchmarks:
         raise ConfigError.of("benchmark", name, "not known", f"choose one of {', '.join(benchmarks)}")
     with contextlib.redirect_stdout(sys.stderr):  # Tune reports there what is not a figure
-        result = execute(name, quick=quick, out=out, faults=faults, seed=seed)
+        result = execute(name, quick=quick, out=out, faults=faults, seed=seed, force=force or None)
     _print_json(result.model_dump(mode="json")) if as_json else _show_figures(result)
     if not result.ok:
         raise typer.Exit(1)

@@ -1,12 +1,11 @@
 """BitNet: bytes, decoding and prefill, exactness, quality against full precision, and the Power-of-Ten score.
 
 The baseline of every ratio is our own fp32 export of the same graph with all of the runtime's optimisations, measured
-in turns on one thread. Timings refuse to run on a busy machine; FORGE_FORCE_TIMING=1 overrides that and adds a figure
-that says so. Sizes are those of files that run alone. What the documents claim stands beside what is measured.
+in turns on one thread. Timings refuse to run on a busy machine; --force overrides that and adds a figure that says
+so. Sizes are those of files that run alone. What the documents claim stands beside what is measured.
 """
 
 import importlib.util
-import os
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -22,13 +21,12 @@ from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_fig
 from phases.bitnet.activations import PER_TOKEN
 from phases.bitnet.archive import to_bytes
 from phases.bitnet.config import QuantisationConfig
-from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_graph import IR_VERSION, MICROSOFT, OPSET, Graph, linear
-from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
+from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
 from phases.bitnet.packed_linear import integer_product, to_torch
-from phases.bitnet.profiler import QUIET_LOAD, profile_memory, profile_speed, require_quiet
+from phases.bitnet.profiler import QUIET_LOAD, TokenByToken, profile_memory, profile_speed, require_quiet
 from phases.bitnet.ternary import ternarise
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.presets import PRESETS
@@ -41,10 +39,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PUBLIC = ("json", "asyncio", "pydantic", "fsspec", "jinja2")
 
 
-def run(quick: bool) -> list[Figure]:
-    """Measure everything; `quick` leaves out the large models and trains briefly."""
-    forced = bool(os.environ.get("FORGE_FORCE_TIMING"))
-    load = require_quiet(forced)
+def run(quick: bool, force: bool = False) -> list[Figure]:
+    """Measure everything; `quick` leaves out the large models and trains briefly, `force` times on a busy machine."""
+    load = require_quiet(force)
     torch.set_num_threads(1)
     found = [*_sizes(), *_exactness(quick), *_compliance()]
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +106,7 @@ def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
             readers[form] = _Reader(OnnxModel(path, fast_prefill=form != "fp32"), ids)
         if form == "ternary int8":
             memory, wall = profile_memory(path), profile_speed(path, force=True)
-    decoding = {form: _Decoder(model, ids) for form, model in models.items()}
+    decoding = {form: TokenByToken(model, ids[:_PAST], ids[_PAST : _PAST + _TOKENS]) for form, model in models.items()}
     seconds = interleave(dict(decoding), repetitions, warmup=2)
     best = min(("ternary int8", "ternary int4"), key=lambda form: float(np.median(seconds[form])))
     prefill = interleave(dict(readers), max(3, repetitions // 3), warmup=1)
@@ -122,7 +119,7 @@ def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
         Figure(key=f"peak_rss_over_file_{size}", value=memory.ratio, unit="x", better="lower", goal=1.6),
         Figure(
             key=f"decode_p95_{size}",
-            value=wall.decode_p95,
+            value=wall.decode_p95_ms,
             unit="ms per token, wall clock",
             better="lower",
             baseline=Baseline(what="claimed by the documents", value=15),
@@ -141,29 +138,14 @@ def _titan_speed(folder: Path, repetitions: int) -> Figure:
     """Time decoding of a TinyTitan, all of whose random tokens ponder twice, in fp32 and ternary, in turns."""
     progress("speed of a TinyTitan of 25M")
     ids = np.random.default_rng(0).integers(0, 32_000, _PAST + _TOKENS).tolist()
-    decoding = dict[str, _Decoder]()
+    decoding = dict[str, TokenByToken]()
     embeddings: tuple[Embedding, ...] = ("fp32", "int8", "int4")
     for embedding in embeddings:
         write_onnx(titan_25m(True, embedding), folder / "model.onnx")
-        decoding[embedding] = _Decoder(OnnxModel(folder / "model.onnx"), ids)
+        decoding[embedding] = TokenByToken(OnnxModel(folder / "model.onnx"), ids[:_PAST], ids[_PAST:])
     seconds = interleave(dict(decoding), repetitions, warmup=2)
     best = min(("int8", "int4"), key=lambda embedding: float(np.median(seconds[embedding])))
     return ratio_figure("decode_ratio_titan_25m", seconds, best, "fp32", work=_TOKENS)
-
-
-class _Decoder:
-    """Reads on by a few tokens at a time, behind the same past where the model allows for it."""
-
-    def __init__(self, model: OnnxModel, ids: list[int]) -> None:
-        self.stream: AnyStream = model.stream()
-        self.ids = ids[_PAST : _PAST + _TOKENS]
-        self.stream.read(ids[:_PAST])
-
-    def __call__(self) -> None:
-        for token in self.ids:
-            self.stream.read([token])
-        if isinstance(self.stream, DecoderStream):
-            self.stream.position = _PAST  # what was written behind it is not seen, and then overwritten
 
 
 class _Reader:

@@ -80,3 +80,6 @@ class BitNetConfig(Settings):
     held_out: HeldOutConfig = HeldOutConfig()
     most_bits_ratio: float = Field(default=1.05, gt=1, description="target: bits per byte over the control's")
     exact: bool = Field(default=False, description="export with per-token activation scales, exactly BitNet's")
+    force_timing: bool = Field(
+        default=False, description="time the exported file although others use the machine; such times are marked"
+    )

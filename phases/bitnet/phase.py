@@ -22,7 +22,8 @@ from phases.bitnet.calibrate import Statistics, collect, thresholds
 from phases.bitnet.config import BitNetConfig, HeldOutConfig
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.packed import PackedModel, pack
-from phases.bitnet.probes import quality_of
+from phases.bitnet.performance import Performance, measure_performance
+from phases.bitnet.probes import local_file, quality_of
 from phases.bitnet.quality import Tokens, bits_per_byte, streams
 from phases.bitnet.recipe import Lesson, control, quantise
 from phases.bitnet.titan import BitTitan, Thresholds, to_bitnet
@@ -42,6 +43,7 @@ from phases.training.state import TrainState
 FOLDER = rundir.phase_folder("bitnet")
 MODEL = f"{FOLDER}/model"
 ONNX, ARCHIVE, VERDICT, STATISTICS = "model.onnx", "model.bitnet.zst", "validation.json", "calibration.safetensors"
+PERFORMANCE = f"{FOLDER}/performance.json"
 Kind = Literal["ternary", "control"]
 
 
@@ -140,7 +142,9 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
     thinking = _carried(files, parent, config, seed)
     verdict = validate_bitnet_performance(BitNetModel(model, loaded.tokenizer), rows)
     storage.write_json(storage.join(run, FOLDER, VERDICT), verdict)
-    claims = _claims(files, fair, packed, config) + (_thinking_claims(files, parent, config) if thinking else [])
+    performance = _performance(files, config)
+    claims = _claims(files, fair, packed, config) + _speed_claims(files, performance)
+    claims += _thinking_claims(files, parent, config) if thinking else []
     summary = verdict["final_report"]["executive_summary"]
     end = datetime.now(start.tzinfo)
     return PhaseResult(
@@ -149,9 +153,10 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
         model=ref.model_copy(update={"uri": MODEL}),
         models={"latent": modeldir.open_ref(storage.join(run, best.path)).model_copy(update={"uri": best.path})}
         | thinking,
-        metrics=_metrics(claims, packed, losses),
+        metrics=_metrics(claims, packed, losses) | performance.metrics(),
         claims=tuple(claims),
         artifacts={name: f"{FOLDER}/{name}" for name in (ONNX, ARCHIVE, VERDICT)},
+        degraded=performance.missing,
         notes=(f"{ONNX} and {ARCHIVE} hold the model without its thoughts; {MODEL} thinks.",) if thinking else (),
         config=config.model_dump(mode="json") | {"seed": seed},
         error=None if summary["production_ready"] else f"not fit for use: {', '.join(summary['failed'])}",
@@ -204,6 +209,24 @@ def _claims(files: RunFiles, fair: Job, packed: PackedModel, config: BitNetConfi
             baseline=Baseline(what="fp16", value=2.0),
         ),
     ]
+
+
+def _performance(files: RunFiles, config: BitNetConfig) -> Performance:
+    """Measure the exported file against what the phase hands on, in fp32, and keep the samples."""
+    full = pack(load_model(files.path(MODEL)).model)
+    found = measure_performance(local_file(files, f"{FOLDER}/{ONNX}"), full, force=config.force_timing)
+    storage.write_json(files.path(PERFORMANCE), found.model_dump(mode="json"))
+    return found
+
+
+def _speed_claims(files: RunFiles, performance: Performance) -> list[Claim]:
+    if performance.turns is None:
+        return []
+    what = "the same weights in fp32" + (", forced on a busy machine" if performance.turns.forced else "")
+    key, probe = "bitnet/speed/inference_speedup", Probe(name="bitnet/speedup", arguments={"file": PERFORMANCE})
+    unit, fp32 = "x of fp32, decoding", Baseline(what=what, value=1.0)
+    made = claim(files, key, probe, unit=unit, better="higher", tolerance=1e-6, baseline=fp32)
+    return [made.model_copy(update={"samples": PERFORMANCE})]
 
 
 def _thinking_text(config: BitNetConfig) -> HeldOutConfig:

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from phases import storage
 from phases.bitnet.config import HeldOutConfig
 from phases.bitnet.onnx_runtime import OnnxModel
+from phases.bitnet.performance import Performance
 from phases.bitnet.quality import file_bits_per_byte, streams
 from phases.contract import Probe
 from phases.corpus.packed import Corpus
@@ -35,6 +37,21 @@ def megabytes(files: RunFiles, file: str) -> Measurement:
 def compression_ratio(files: RunFiles, file: str, parameters: int) -> Measurement:
     """Return how many times smaller a file is than its parameters in fp32."""
     return Measurement(4 * parameters / os.path.getsize(local_file(files, file)))
+
+
+@probe("bitnet/speedup")
+def speedup(files: RunFiles, file: str) -> Measurement:
+    """Return how many times as fast as fp32 an exported file decoded, computed from the samples that the run kept.
+
+    Times are those of the machine that the run was on, so they are not measured anew; `forge profile` does that here.
+    """
+    try:
+        turns = Performance.model_validate(storage.read_json(files.path(file))).turns
+    except ValidationError as error:
+        raise ArtifactError(f"{files.path(file)}: not what phase 4 measured ({error})") from error
+    if turns is None:
+        raise ArtifactError(f"{files.path(file)}: nothing was timed")
+    return Measurement(turns.speedup)
 
 
 @probe("bitnet/thinking_gain")

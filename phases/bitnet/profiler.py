@@ -1,11 +1,11 @@
-"""Memory and speed of an exported file, measured in fresh processes and on a quiet machine only.
+"""Memory of an exported file, measured in a fresh process, and its speed, measured on a quiet machine only.
 
 On a busy machine full-precision weights starve for bandwidth while packed ones sit in the cache: ratios came out up to
-2.7 times too high. So timing refuses to run there; `force` overrides that and the report says so.
+2.7 times too high. So timing refuses to run there; `force` overrides that and the report says so. How busy it is, is
+looked at for a second: the load average still tells of what ended a minute ago, and not yet of what has just begun.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import psutil
 from pydantic import Field
 
 from phases.bitnet.config import QuantisationConfig
+from phases.bitnet.onnx_decoder import DecoderStream
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import AnyStream, OnnxModel
 from phases.bitnet.packed import pack
@@ -27,6 +29,7 @@ from phases.errors import ForgeError
 from phases.settings import Settings
 
 QUIET_LOAD = 0.5
+_LOOK_SECONDS = 1.0
 _ROOT = Path(__file__).resolve().parents[2]
 _SEED = 0
 # VmHWM is this process's own peak; what its parent had resident does not count. The bare runtime has opened and run the
@@ -80,16 +83,16 @@ class MemoryProfile(Settings):
 
 
 class SpeedProfile(Settings):
-    """Milliseconds and tokens per second, batch 1. `load` is the machine's when it started."""
+    """Wall-clock time, batch 1."""
 
-    decode_p50: float
-    decode_p95: float
+    decode_p50_ms: float
+    decode_p95_ms: float
     decode_tokens_per_second: float
-    prefill_p50: float
+    prefill_p50_ms: float
     prefill_tokens_per_second: float
     prefill_tokens: int
     threads: int
-    load: float
+    load: float = Field(description="cores that others kept busy when it started")
     forced: bool = Field(description="measured although the machine was busy: not to be quoted")
 
 
@@ -125,10 +128,10 @@ def profile_speed(
     long = np.random.default_rng(_SEED).integers(0, model.architecture.vocab_size, prefill).tolist()
     reads = [_seconds(_reader(model.stream(), long)) for _ in range(6)][1:]
     return SpeedProfile(
-        decode_p50=1e3 * float(np.median(decode)),
-        decode_p95=1e3 * float(np.quantile(decode, 0.95)),
+        decode_p50_ms=1e3 * float(np.median(decode)),
+        decode_p95_ms=1e3 * float(np.quantile(decode, 0.95)),
         decode_tokens_per_second=len(decode) / sum(decode),
-        prefill_p50=1e3 * float(np.median(reads)),
+        prefill_p50_ms=1e3 * float(np.median(reads)),
         prefill_tokens_per_second=prefill / float(np.median(reads)),
         prefill_tokens=prefill,
         threads=threads,
@@ -138,13 +141,29 @@ def profile_speed(
 
 
 def require_quiet(force: bool) -> float:
-    """Return the 1-minute load average. Raises `BusyMachineError` where it is above 0.5 and `force` is not set."""
-    load = os.getloadavg()[0]
+    """Return how many cores others keep busy. Raises `BusyMachineError` above 0.5 where `force` is not set."""
+    load: float = psutil.cpu_percent(_LOOK_SECONDS) / 100 * psutil.cpu_count()
     if load > QUIET_LOAD and not force:
         raise BusyMachineError(
-            f"the machine's load is {load:.2f}, above {QUIET_LOAD}: timings would flatter; wait, or force and mark them"
+            f"others keep {load:.2f} cores busy, more than {QUIET_LOAD}: timings would flatter; wait, or force them "
+            "(--force, or bitnet.force_timing in a run), which marks them"
         )
     return load
+
+
+class TokenByToken:
+    """Reads on by the same few tokens each time it is called, behind the same past where the model allows for it."""
+
+    def __init__(self, model: OnnxModel, past: list[int], tokens: list[int]) -> None:
+        self.past, self.tokens = len(past), tokens
+        self.stream: AnyStream = model.stream()
+        self.stream.read(past)
+
+    def __call__(self) -> None:
+        for token in self.tokens:
+            self.stream.read([token])
+        if isinstance(self.stream, DecoderStream):
+            self.stream.position = self.past  # what was written behind it is not seen, and then overwritten
 
 
 def _reader(stream: AnyStream, tokens: list[int]) -> Callable[[], object]:

@@ -4,6 +4,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -12,10 +13,10 @@ from phases.bitnet.config import BitNetConfig, CalibrationConfig, HeldOutConfig,
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
-from phases.bitnet.phase import ARCHIVE, FOLDER, ONNX, STATISTICS, finish, jobs, train
+from phases.bitnet.phase import ARCHIVE, FOLDER, ONNX, PERFORMANCE, STATISTICS, finish, jobs, train
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.loading import load_model, model_config
-from phases.contract import ModelRef
+from phases.contract import ModelRef, Probe
 from phases.corpus.config import CorpusConfig
 from phases.corpus.prepare import prepare
 from phases.errors import ArtifactError
@@ -36,6 +37,7 @@ CONFIG = BitNetConfig(
     learning_rates=(1e-2,),
     control_learning_rates=(1e-2,),
     held_out=HeldOutConfig(tokens=400, streams=4),
+    force_timing=True,
 )
 
 
@@ -82,8 +84,10 @@ def test_phase_hands_on_what_the_file_holds(run: str, parent: ModelRef) -> None:
     assert [storage.exists(files.path(f"{FOLDER}/{name}")) for name in (ONNX, ARCHIVE, STATISTICS)] == [True] * 3
     for made in result.claims:
         assert measure(RunFiles(run), made.probe).value == pytest.approx(made.value, abs=made.tolerance + 1e-12)
-    names = ("original_size_mb", "compressed_size_mb", "compression_ratio", "accuracy_retention", "memory_reduction")
-    assert all(result.metrics[f"bitnet/{name}"] > 0 for name in names)
+    sizes = ("original_size_mb", "compressed_size_mb", "compression_ratio", "memory_reduction", "memory/peak_mb")
+    others = ("accuracy_retention", "inference_speedup", "speed/decode_p50_ms", "speed/prefill_tokens_per_second")
+    assert all(result.metrics[f"bitnet/{name}"] > 0 for name in sizes + others)
+    assert result.degraded == ()
     assert (result.notes, "thinking" in result.models) == ((), False)
     assert result.model is not None
     handed = load_model(files.path(result.model.uri), result.model.sha256).model
@@ -108,6 +112,27 @@ def test_what_is_handed_on_stays_the_same_when_quantised_again(run: str, parent:
     with torch.no_grad():
         logits = model(torch.tensor([ids]))[0][0]
     torch.testing.assert_close(torch.from_numpy(stream.read(ids).logits), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_on_a_busy_machine_times_are_left_out_and_named_or_forced_and_marked(
+    run: str, parent: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do(run, parent)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 100.0)
+    alone = CONFIG.model_copy(update={"force_timing": False})
+    result = finish(RunFiles(run), parent, alone, 1, datetime.now(UTC))
+    assert [missing.partition(":")[0] for missing in result.degraded] == ["speed", "turns"]
+    assert "bitnet.force_timing" in result.degraded[0]
+    assert not any("speed" in key for key in [*result.metrics, *(made.key for made in result.claims)])
+    assert result.metrics["bitnet/memory/peak_over_file"] > 0
+    with pytest.raises(ArtifactError, match="nothing was timed"):
+        measure(RunFiles(run), Probe(name="bitnet/speedup", arguments={"file": PERFORMANCE}))
+    forced = finish(RunFiles(run), parent, CONFIG, 1, datetime.now(UTC))
+    (speed,) = [made for made in forced.claims if made.key == "bitnet/speed/inference_speedup"]
+    assert speed.baseline is not None
+    assert speed.baseline.what == "the same weights in fp32, forced on a busy machine"
+    assert (forced.metrics["bitnet/speed/forced"], forced.degraded) == (1.0, ())
+    assert forced.success == result.success
 
 
 def test_a_finished_job_is_not_run_again(run: str, parent: ModelRef) -> None:

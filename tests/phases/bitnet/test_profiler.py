@@ -1,9 +1,9 @@
 """Profilers: they refuse on a busy machine, mark what was forced, and count real memory."""
 
-import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from phases.bitnet.onnx_file import write_onnx
@@ -22,14 +22,15 @@ def file(tmp_path: Path, titan: TinyTitan) -> Path:
 def test_timing_refuses_on_a_busy_machine_and_marks_what_was_forced(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 3.0, 3.0))
-    with pytest.raises(BusyMachineError, match=r"3\.00"):
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 75.0)
+    with pytest.raises(BusyMachineError, match=r"3\.00 cores busy"):
         profile_speed(file)
     found = profile_speed(file, past=4, tokens=6, prefill=20, force=True)
     assert found.forced
     assert found.load == 3.0
-    assert 0 < found.decode_p50 <= found.decode_p95
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 3.0, 3.0))
+    assert 0 < found.decode_p50_ms <= found.decode_p95_ms
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 2.5)
     assert not profile_speed(file, past=4, tokens=6, prefill=20).forced
 
 
