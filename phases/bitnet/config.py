@@ -75,7 +75,7 @@ class BitNetConfig(Settings):
     recipe: RecipeConfig = RecipeConfig()
     learning_rates: tuple[float, ...] = Field(default=(2e-3,), min_length=1, description="tried; validation decides")
     control_learning_rates: tuple[float, ...] = Field(
-        default=(1e-3,), min_length=1, description="of the full-precision control, which gets its best, too"
+        default=(2.5e-4, 5e-4, 1e-3), min_length=1, description="of the full-precision control, which gets its best"
     )
     held_out: HeldOutConfig = HeldOutConfig()
     most_bits_ratio: float = Field(default=1.05, gt=1, description="target: bits per byte over the control's")
