@@ -206,6 +206,7 @@ def test_a_cluster_without_a_token_is_refused_to_those_who_use_one(monkeypatch: 
         check_address(address)
 
 
+@pytest.mark.slow
 def test_references_that_another_thread_collects_do_not_end_the_process() -> None:
     ran = subprocess.run([sys.executable, "-c", LITTER], capture_output=True, text=True, timeout=120, check=False)
     assert (ran.returncode, ran.stdout.split()) == (0, ["True", "True"]), ran.stderr
