@@ -16,12 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ray
 import torch
 
 from actors.evomerge import MergeEvaluator, evolve
 from benchmarks.evomerge_search import specialists
-from benchmarks.harness import FOLDER, Baseline, Figure, progress
+from benchmarks.harness import FOLDER, Baseline, Figure, local_ray, progress
 from phases.evomerge import phase
 from phases.evomerge.config import EvoMergeConfig
 from phases.evomerge.fitness import Measured
@@ -30,6 +29,7 @@ from phases.evomerge.space import Genome
 from phases.probes import RunFiles
 
 _LOG = "evaluations.log"
+_STORE_BYTES = 160 << 20  # of Ray's object store
 _FAULTS = 0.3  # share of evaluations that fail, a third of them each way
 
 
@@ -154,15 +154,13 @@ def _evaluations(run: Path) -> list[str]:
 def _faulty(count: int) -> Figure:
     """Search with and without faults and compare the winners."""
     same = []
-    with TemporaryDirectory() as folder:
-        _init()
+    with local_ray(2, _STORE_BYTES), TemporaryDirectory() as folder:
         for seed in range(count):
             runs = [_fresh(folder, f"{seed}-{kind}") for kind in ("sound", "faulty")]
             for run, worker in zip(runs, (MergeEvaluator, FaultyEvaluator), strict=True):
                 evolve(RunFiles(str(run)), _config(2), seed, cpus=1, gpus=0, worker=worker)
             same.append(float(_winner(runs[0]) == _winner(runs[1])))
             progress(f"faults, seed {seed}: same winner {same[-1]:.0f}")
-        ray.shutdown()
     return Figure(
         key="faulty_same_winner",
         value=sum(same),
@@ -174,11 +172,9 @@ def _faulty(count: int) -> Figure:
     )
 
 
-def _init() -> None:
-    ray.init(address="local", num_cpus=2, object_store_memory=160 << 20, include_dashboard=False, log_to_driver=False)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _init()
-    evolve(RunFiles(sys.argv[1]), _config(int(sys.argv[3])), int(sys.argv[2]), cpus=1, gpus=0, worker=CountedEvaluator)
+    with local_ray(2, _STORE_BYTES):
+        evolve(
+            RunFiles(sys.argv[1]), _config(int(sys.argv[3])), int(sys.argv[2]), cpus=1, gpus=0, worker=CountedEvaluator
+        )

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 from actors.agent import Agent
 from actors.supervised import Stage
 from benchmarks.harness import Figure, progress
+from coordinators.cluster import leave
 from phases import storage
 from phases.errors import ForgeError
 from recovery.commits import Commits, FencedError
@@ -45,7 +46,7 @@ def stale_commits(folder: str, seconds: float) -> Figure:
         ray.init(address=cluster.address, log_to_driver=False)
         return asyncio.run(_measure(cluster, folder, seconds))
     finally:
-        ray.shutdown()
+        leave()
         cluster.shutdown()
 
 
