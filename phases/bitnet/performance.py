@@ -68,8 +68,8 @@ class Performance(Settings):
         return found
 
 
-def measure_performance(file: Path, full: PackedModel, *, force: bool) -> Performance:
-    """Profile the exported `file` and time it against `full`, the same model in fp32, on this machine."""
+def measure_performance(file: Path, full: Callable[[], PackedModel], *, force: bool) -> Performance:
+    """Profile the exported `file` on this machine, and time it against the same model in fp32, which `full` returns."""
     found, missing = dict[str, Settings](), list[str]()
     parts: dict[str, Callable[[], Settings]] = {
         "memory": lambda: profile_memory(file),
@@ -84,14 +84,14 @@ def measure_performance(file: Path, full: PackedModel, *, force: bool) -> Perfor
     return Performance.model_validate(found | {"missing": missing})
 
 
-def _in_turns(file: Path, full: PackedModel, force: bool) -> Turns:
-    """Raises `BusyMachineError`, and `ForgeError` where fp32 is too large for one file."""
-    if 4 * full.parameters >= _MOST_BYTES:
-        raise ForgeError(f"{full.parameters:,} parameters in fp32 are too large for one ONNX file to compare with")
-    load = require_quiet(force)
-    ids = np.random.default_rng(0).integers(0, full.architecture.vocab_size, _PAST + _TOKENS).tolist()
+def _in_turns(file: Path, full: Callable[[], PackedModel], force: bool) -> Turns:
+    """Time both. Raises `BusyMachineError`, and `ForgeError` where fp32 is too large for one file."""
+    load, model = require_quiet(force), full()
+    if 4 * model.parameters >= _MOST_BYTES:
+        raise ForgeError(f"{model.parameters:,} parameters in fp32 are too large for one ONNX file to compare with")
+    ids = np.random.default_rng(0).integers(0, model.architecture.vocab_size, _PAST + _TOKENS).tolist()
     with TemporaryDirectory() as folder:
-        write_onnx(full, Path(folder) / "fp32.onnx")
+        write_onnx(model, Path(folder) / "fp32.onnx")
         models = {"file": OnnxModel(file), "fp32": OnnxModel(Path(folder) / "fp32.onnx")}
         readers = {name: TokenByToken(model, ids[:_PAST], ids[_PAST:]) for name, model in models.items()}
         seconds = interleaved(readers, _ROUNDS)

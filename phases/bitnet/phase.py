@@ -146,20 +146,21 @@ def finish(files: RunFiles, parent: ModelRef, config: BitNetConfig, seed: int, s
     claims = _claims(files, fair, packed, config) + _speed_claims(files, performance)
     claims += _thinking_claims(files, parent, config) if thinking else []
     summary = verdict["final_report"]["executive_summary"]
+    ready = bool(summary["production_ready"])
     end = datetime.now(start.tzinfo)
     return PhaseResult(
-        success=bool(summary["production_ready"]),
+        success=ready,
         phase="bitnet",
         model=ref.model_copy(update={"uri": MODEL}),
         models={"latent": modeldir.open_ref(storage.join(run, best.path)).model_copy(update={"uri": best.path})}
         | thinking,
-        metrics=_metrics(claims, packed, losses) | performance.metrics(),
+        metrics=_metrics(claims, packed, losses) | performance.metrics() | {"bitnet/ready_for_training": float(ready)},
         claims=tuple(claims),
         artifacts={name: f"{FOLDER}/{name}" for name in (ONNX, ARCHIVE, VERDICT)},
         degraded=performance.missing,
         notes=(f"{ONNX} and {ARCHIVE} hold the model without its thoughts; {MODEL} thinks.",) if thinking else (),
         config=config.model_dump(mode="json") | {"seed": seed},
-        error=None if summary["production_ready"] else f"not fit for use: {', '.join(summary['failed'])}",
+        error=None if ready else f"not fit for use: {', '.join(summary['failed'])}",
         start_time=start,
         end_time=end,
         duration_seconds=(end - start).total_seconds(),
@@ -213,8 +214,8 @@ def _claims(files: RunFiles, fair: Job, packed: PackedModel, config: BitNetConfi
 
 def _performance(files: RunFiles, config: BitNetConfig) -> Performance:
     """Measure the exported file against what the phase hands on, in fp32, and keep the samples."""
-    full = pack(load_model(files.path(MODEL)).model)
-    found = measure_performance(local_file(files, f"{FOLDER}/{ONNX}"), full, force=config.force_timing)
+    file = local_file(files, f"{FOLDER}/{ONNX}")
+    found = measure_performance(file, lambda: pack(load_model(files.path(MODEL)).model), force=config.force_timing)
     storage.write_json(files.path(PERFORMANCE), found.model_dump(mode="json"))
     return found
 

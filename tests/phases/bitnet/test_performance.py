@@ -53,9 +53,9 @@ def test_work_in_the_decode_loop_of_the_file_lowers_its_speedup(
                 pass
             super().__call__()
 
-    plain = measure_performance(file, pack(titan), force=True)
+    plain = measure_performance(file, lambda: pack(titan), force=True)
     monkeypatch.setattr("phases.bitnet.performance.TokenByToken", Burdened)
-    burdened = measure_performance(file, pack(titan), force=True)
+    burdened = measure_performance(file, lambda: pack(titan), force=True)
     assert plain.turns is not None
     assert burdened.turns is not None
     assert burdened.turns.speedup < plain.turns.speedup / 2
@@ -65,7 +65,7 @@ def test_what_cannot_be_measured_is_named_and_the_rest_measured(
     file: Path, titan: TinyTitan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PackedModel, "parameters", 2**29)
-    found = measure_performance(file, pack(titan), force=True)
+    found = measure_performance(file, lambda: pack(titan), force=True)
     assert found.missing == ("turns: 536,870,912 parameters in fp32 are too large for one ONNX file to compare with",)
     assert found.metrics()["bitnet/memory/peak_over_file"] == 1.5
     assert found.metrics()["bitnet/speed/decode_tokens_per_second"] > 0

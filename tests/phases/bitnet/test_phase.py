@@ -13,9 +13,10 @@ from phases.bitnet.config import BitNetConfig, CalibrationConfig, HeldOutConfig,
 from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import pack
-from phases.bitnet.phase import ARCHIVE, FOLDER, ONNX, PERFORMANCE, STATISTICS, finish, jobs, train
+from phases.bitnet.phase import ARCHIVE, FOLDER, ONNX, PERFORMANCE, STATISTICS, Job, finish, jobs, train
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.loading import load_model, model_config
+from phases.cognate.titan import TinyTitan
 from phases.contract import ModelRef, Probe
 from phases.corpus.config import CorpusConfig
 from phases.corpus.prepare import prepare
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.slow
 CONFIG = BitNetConfig(
     quantisation=QuantisationConfig(calibrated=True),
     calibration=CalibrationConfig(samples=100, seq_len=40, batch_size=50),
-    recipe=RecipeConfig(training=TrainingConfig(steps=20, batch_size=4, seq_len=48, learning_rate=1e-2)),
+    recipe=RecipeConfig(  # without distillation: the parent's weights are random
+        training=TrainingConfig(steps=80, batch_size=4, seq_len=48, learning_rate=1e-2), distillation=0.0
+    ),
     learning_rates=(1e-2,),
     control_learning_rates=(1e-2,),
     held_out=HeldOutConfig(tokens=400, streams=4),
@@ -58,13 +61,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def parent(run: str) -> ModelRef:
     """Return a parent with random weights."""
-    model = small()
+    return saved(small(), run, "parent")
+
+
+def saved(model: TinyTitan, run: str, path: str) -> ModelRef:
+    """Write `model` to `path` in the run."""
     tokenizer = storage.read_bytes(storage.join(run, rundir.CORPUS, "tokenizer.json")).decode()
     lineage = modeldir.Lineage(phase="cognate", seed=0)
-    out = storage.join(run, "parent")
-    config = model_config(model.config)
+    out, config = storage.join(run, path), model_config(model.config)
     ref = modeldir.save_model(out, tensors=model.state_dict(), config=config, tokenizer=tokenizer, lineage=lineage)
-    return ref.model_copy(update={"uri": "parent"})
+    return ref.model_copy(update={"uri": path})
 
 
 def do(run: str, parent: ModelRef) -> None:
@@ -88,6 +94,7 @@ def test_phase_hands_on_what_the_file_holds(run: str, parent: ModelRef) -> None:
     others = ("accuracy_retention", "inference_speedup", "speed/decode_p50_ms", "speed/prefill_tokens_per_second")
     assert all(result.metrics[f"bitnet/{name}"] > 0 for name in sizes + others)
     assert result.degraded == ()
+    assert (result.success, result.metrics["bitnet/ready_for_training"]) == (True, 1.0)
     assert (result.notes, "thinking" in result.models) == ((), False)
     assert result.model is not None
     handed = load_model(files.path(result.model.uri), result.model.sha256).model
@@ -133,6 +140,17 @@ def test_on_a_busy_machine_times_are_left_out_and_named_or_forced_and_marked(
     assert speed.baseline.what == "the same weights in fp32, forced on a busy machine"
     assert (forced.metrics["bitnet/speed/forced"], forced.degraded) == (1.0, ())
     assert forced.success == result.success
+
+
+def test_a_model_without_a_layer_is_not_ready_for_training(run: str, parent: ModelRef) -> None:
+    do(run, parent)
+    config = CONFIG.model_copy(update={"learning_rates": (2e-2,)})
+    dead = small()
+    torch.nn.init.zeros_(dead.blocks[0].qkv.weight)
+    saved(dead, run, Job(parent, "ternary", 2e-2).path)
+    result = finish(RunFiles(run), parent, config, 1, datetime.now(UTC))
+    assert (result.success, result.metrics["bitnet/ready_for_training"]) == (False, 0.0)
+    assert "dead rows" in str(result.error)
 
 
 def test_a_finished_job_is_not_run_again(run: str, parent: ModelRef) -> None:
