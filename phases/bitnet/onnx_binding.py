@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+import torch
 
 from phases.bitnet.activations import BLOCK
 from phases.bitnet.onnx_map import Rows
-from phases.bitnet.packing import unpack_array
+from phases.bitnet.packing import unpack_bits
 from phases.errors import ArtifactError
 
 Floats = npt.NDArray[np.floating[Any]]  # fp32, and in exact files fp64
@@ -39,7 +40,8 @@ class StoredRows:
         weakref.finalize(self, os.close, self._file)
         self._scales = np.frombuffer(os.pread(self._file, 2 * rows.vocabulary, rows.scales), np.float16)[:, None]
         floats: type[np.floating[Any]] = np.float64 if rows.look_up.exact else np.float32
-        self._codes: Floats = unpack_array(np.arange(256, dtype=np.uint8)[:, None], rows.look_up.bits).astype(floats)
+        every, bits = torch.arange(256, dtype=torch.uint8)[:, None], rows.look_up.bits
+        self._codes: Floats = unpack_bits(every, bits, 8 // bits).numpy().astype(floats)  # of each byte
 
     def __call__(self, ids: Ints) -> Floats:
         """Return the rows (T, K) of tokens, as the graph would look them up."""

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from phases.bitnet.activations import BLOCK
 from phases.bitnet.onnx_export import INT8_CACHE
 from phases.bitnet.onnx_map import FOLDED, Fold
-from phases.bitnet.packing import pack_bits, unpack_array
+from phases.bitnet.packing import pack_bits, unpack_bits
 
 MANY = 32  # tokens from which on it is used
 _NARROW = 384  # inputs below which fp32 is the fastest
@@ -40,7 +41,8 @@ def widened(path: Path) -> bytes:
     for node in (node for node in model.graph.node if node.op_type == "MatMulNBits"):
         attributes = {a.name: a.i for a in node.attribute}
         fold, columns = folds[node.input[1]], attributes["K"]
-        codes = unpack_array(numpy_helper.to_array(stored[fold.codes]), attributes["bits"])[:, :columns]
+        packed = torch.from_numpy(numpy_helper.to_array(stored[fold.codes]).copy())
+        codes = unpack_bits(packed, attributes["bits"], columns).numpy()
         scales = numpy_helper.to_array(stored[fold.scales]).astype(np.float32)
         if columns < _NARROW:
             weight: npt.NDArray[Any] = np.ascontiguousarray((codes * scales).T)

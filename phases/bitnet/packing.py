@@ -1,6 +1,6 @@
 """Codes as bytes: 2, 4 or 8 bits each, or five trits to a byte.
 
-The 2-bit form is ONNX Runtime's: code + 2 of K consecutive columns, lowest bits first, in blocks of 128 columns. Base 3
+The 2-bit form is ONNX Runtime's: code + 2 of K consecutive columns, lowest bits first, in blocks of columns. Base 3
 is for archives: 1.6 bits a weight, 3^5 = 243 values to a byte, and a product and an addition per digit to read it back.
 """
 
@@ -35,13 +35,6 @@ def unpack_bits(packed: Tensor, bits: int, columns: int) -> Tensor:
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     offset = (packed.flatten(1).unsqueeze(-1) >> places) & ((1 << bits) - 1)
     return (offset.flatten(1)[:, :columns].to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
-
-
-def unpack_array(packed: Bytes, bits: int) -> Codes:
-    """Return the codes (N, B * 8 / bits) of bytes (N, B), of an array and with the padding of a last block."""
-    places = np.arange(0, 8, bits, dtype=np.uint8)
-    offset = (packed[..., None] >> places) & np.uint8((1 << bits) - 1)
-    return (offset.reshape(len(packed), -1) - np.uint8(1 << (bits - 1))).view(np.int8)
 
 
 def pack_trits(codes: Codes) -> bytes:
