@@ -93,6 +93,6 @@ def _in_turns(file: Path, full: Callable[[], PackedModel], force: bool) -> Turns
     with TemporaryDirectory() as folder:
         write_onnx(model, Path(folder) / "fp32.onnx")
         models = {"file": OnnxModel(file), "fp32": OnnxModel(Path(folder) / "fp32.onnx")}
-        readers = {name: TokenByToken(model, ids[:_PAST], ids[_PAST:]) for name, model in models.items()}
+        readers = {name: TokenByToken(opened, ids[:_PAST], ids[_PAST:]) for name, opened in models.items()}
         seconds = interleaved(readers, _ROUNDS)
     return Turns(**seconds, load=load, forced=load > QUIET_LOAD)
