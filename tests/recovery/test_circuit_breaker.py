@@ -19,14 +19,7 @@ from recovery.circuit_breaker import (
     Permit,
     Transition,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.clock import Clock
 
 
 async def succeed() -> str:

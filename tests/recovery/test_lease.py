@@ -18,6 +18,7 @@ from recovery import lease as module
 from recovery.commits import FencedError
 from recovery.journal import Journal
 from recovery.lease import EXPIRY_SECONDS, Lease
+from support.clock import Clock
 
 HOLD = """
 import sys, time
@@ -26,14 +27,6 @@ with Lease(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def elsewhere(name: str) -> dict[str, Any]:
@@ -65,7 +58,7 @@ def test_the_lease_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 def test_another_host_is_believed_until_its_lease_expires(run: str) -> None:
-    clock = Clock()
+    clock = Clock(1e9)
     holder = Lease(run, clock=clock, owner=elsewhere("a"))
     holder.take()
     clock.now += EXPIRY_SECONDS - 1
@@ -88,7 +81,7 @@ def test_another_host_is_believed_until_its_lease_expires(run: str) -> None:
 
 
 def test_who_slept_through_the_expiry_goes_on_where_nobody_has_taken_over(run: str) -> None:
-    clock = Clock()
+    clock = Clock(1e9)
     holder = Lease(run, clock=clock, owner=elsewhere("a"))
     holder.take()
     clock.now += 10 * EXPIRY_SECONDS
@@ -98,7 +91,7 @@ def test_who_slept_through_the_expiry_goes_on_where_nobody_has_taken_over(run: s
 
 
 def test_who_cannot_renew_in_time_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = Clock(1e9)
     holder = Lease(str(tmp_path), clock=clock)
     holder.take()
 

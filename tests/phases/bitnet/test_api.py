@@ -1,9 +1,7 @@
 """The documented calls, and that the verdict on a model can be false for each reason there is."""
 
 import copy
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from phases.bitnet.validate import Check, unigram_bits
 from phases.cognate.titan import TinyTitan
 from phases.corpus.tokenizer import train_tokenizer
 from phases.errors import ConfigError
+from support.titans import small
 
 
 def ready(model: BitNetModel, rows: Tokens | None) -> bool:
@@ -46,9 +45,6 @@ def rows() -> Tokens:
 @pytest.fixture(scope="module")
 def trained(rows: Tokens) -> BitNetModel:
     """Return a quantised model that has learned the order."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import small
-
     network = to_bitnet(small(), QuantisationConfig())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, fused=True)
     for _ in range(60):

@@ -1,6 +1,5 @@
 """A cache in int8: near one in floats, the same read by either session, and only where a graph can have it."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ from phases.bitnet.onnx_file import write_onnx
 from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import PackedModel, pack
 from phases.bitnet.titan import to_bitnet
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import small, with_cache_in_floats
-from test_llama import write_model
+from support.llama import write_llama
+from support.titans import small, with_cache_in_floats
 
 IDS = np.random.default_rng(1).integers(0, 200, 150).tolist()
 
@@ -28,7 +25,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "titan":
         return pack(to_bitnet(small(segment_len=128), QuantisationConfig()))
     folder = tmp_path_factory.mktemp("llama")
-    write_model(folder, "llama", True)
+    write_llama(folder, "llama", True)
     return read_llama(folder, QuantisationConfig())
 
 

@@ -14,34 +14,12 @@ from phases.bitnet.onnx_runtime import OnnxModel
 from phases.bitnet.packed import values
 from phases.bitnet.ternary import TernaryTensor
 from phases.errors import ArtifactError, ConfigError
-
-SHAPE = {
-    "vocab_size": 200,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 100,
-    "max_position_embeddings": 512,
-}
-
-
-def write_model(folder: Path, kind: str, tied: bool) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    names = {"llama": "Llama", "qwen2": "Qwen2"}
-    config = getattr(transformers, f"{names[kind]}Config")(**SHAPE, tie_word_embeddings=tied)
-    model = getattr(transformers, f"{names[kind]}ForCausalLM")(config).eval().float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    model.save_pretrained(folder)
-    return model
+from support.llama import SHAPE, write_llama
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", False), ("llama", True), ("qwen2", True)])
 def test_full_precision_file_agrees_with_hugging_face(tmp_path: Path, kind: str, tied: bool) -> None:
-    model = write_model(tmp_path, kind, tied)
+    model = write_llama(tmp_path, kind, tied)
     tokens = torch.randint(0, 200, (1, 300), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = model(tokens).logits[0].numpy()
@@ -53,7 +31,7 @@ def test_full_precision_file_agrees_with_hugging_face(tmp_path: Path, kind: str,
 
 
 def test_quantised_file_is_ternary_and_near(tmp_path: Path) -> None:
-    write_model(tmp_path, "llama", False)
+    write_llama(tmp_path, "llama", False)
     assert is_llama(tmp_path)
     packed = read_llama(tmp_path, QuantisationConfig())
     plain = read_llama(tmp_path, None)
@@ -84,7 +62,7 @@ def test_missing_and_broken_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         read_llama(tmp_path, QuantisationConfig())
-    write_model(tmp_path, "llama", False)
+    write_llama(tmp_path, "llama", False)
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(tmp_path / "model.safetensors")

@@ -1,7 +1,6 @@
 """Exported files against the model they come from: logits, ponder steps, tied embeddings, and what the file holds."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,7 @@ from phases.bitnet.packed_linear import to_torch
 from phases.bitnet.titan import to_bitnet
 from phases.cognate.titan import TinyTitan
 from phases.errors import ArtifactError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import talkative, with_cache_in_floats
+from support.titans import talkative, with_cache_in_floats
 
 KINDS = {
     "int8": QuantisationConfig(),

@@ -1,6 +1,5 @@
 """Phase 4 on a tiny run: files, claims that can be measured again, what it hands on, and repeated calls."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,9 +25,7 @@ from phases.quietstar.config import ThoughtConfig
 from phases.quietstar.loading import load_thinker, save_thinking
 from phases.quietstar.thinker import Thinker
 from phases.training.config import TrainingConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import small, with_cache_in_floats
+from support.titans import small, with_cache_in_floats
 
 pytestmark = pytest.mark.slow
 CONFIG = BitNetConfig(

@@ -1,6 +1,5 @@
 """Profilers: they refuse on a busy machine, mark what was forced, and count real memory."""
 
-import sys
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ from phases.bitnet.packed import pack
 from phases.bitnet.profiler import BusyMachineError, profile_memory, profile_speed
 from phases.cognate.titan import TinyTitan
 from phases.errors import ForgeError
+from support.titans import small
 
 
 @pytest.fixture
@@ -36,9 +36,6 @@ def test_timing_refuses_on_a_busy_machine_and_marks_what_was_forced(
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process(file: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import small
-
     write_onnx(pack(small(vocab_size=100_000)), file)  # more than what the runtime has to spare
     found = profile_memory(file, steps=8)
     assert found.file == file.stat().st_size
