@@ -2,7 +2,8 @@
 
 The baseline of every ratio is our own fp32 export of the same graph with all of the runtime's optimisations, measured
 in turns on one thread. Timings refuse to run on a busy machine; --force overrides that and adds a figure that says
-so. Sizes are those of files that run alone. What the documents claim stands beside what is measured.
+so. Rounds count while memory is quiet (`quiet.py`). Sizes are those of files that run alone. What the documents claim
+stands beside what is measured.
 """
 
 import importlib.util
@@ -17,7 +18,8 @@ from onnx import helper
 
 from benchmarks import bitnet_llama, bitnet_quality
 from benchmarks.bitnet_models import Embedding, Format, decoder, titan_25m
-from benchmarks.harness import Baseline, Figure, interleave, progress, ratio_figure
+from benchmarks.harness import Baseline, Figure, progress, ratio_figure
+from benchmarks.quiet import QuietMemory
 from phases.bitnet.activations import PER_TOKEN
 from phases.bitnet.archive import to_bytes
 from phases.bitnet.config import QuantisationConfig
@@ -44,11 +46,12 @@ def run(quick: bool, force: bool = False) -> list[Figure]:
     load = require_quiet(force)
     torch.set_num_threads(1)
     found = [*_sizes(), *_exactness(quick), *_compliance()]
+    memory, repetitions = QuietMemory(), 5 if quick else 15
     with tempfile.TemporaryDirectory() as folder:
         for size in ("25m",) if quick else tuple(_GOALS):
-            found += _speed(size, Path(folder), 5 if quick else 15)
-        found.append(_titan_speed(Path(folder), 5 if quick else 15))
-    found += [*bitnet_llama.figures(quick), *bitnet_quality.figures(quick)]
+            found += _speed(size, Path(folder), memory, repetitions)
+        found.append(_titan_speed(Path(folder), memory, repetitions))
+    found += [*bitnet_llama.figures(quick, memory), memory.figure(), *bitnet_quality.figures(quick)]
     if load > QUIET_LOAD:
         found.append(Figure(key="timing_forced_at_load", value=load, unit="load", better="lower", goal=QUIET_LOAD))
     return found
@@ -89,7 +92,7 @@ def _sizes() -> list[Figure]:
     return found
 
 
-def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
+def _speed(size: str, folder: Path, memory: QuietMemory, repetitions: int) -> list[Figure]:
     """Time decoding and prefill of a decoder in fp32, ternary and the runtime's own 4 bits, in turns.
 
     Prefill is that of a file opened for it, which takes more memory; peak memory is that of one that is not.
@@ -105,18 +108,18 @@ def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
         if form in ("fp32", "ternary int8"):
             readers[form] = _Reader(OnnxModel(path, fast_prefill=form != "fp32"), ids)
         if form == "ternary int8":
-            memory, wall = profile_memory(path), profile_speed(path, force=True)
+            peak, wall = profile_memory(path).ratio, profile_speed(path, force=True)
     decoding = {form: TokenByToken(model, ids[:_PAST], ids[_PAST : _PAST + _TOKENS]) for form, model in models.items()}
-    seconds = interleave(dict(decoding), repetitions, warmup=2)
+    seconds = memory.interleave(dict(decoding), repetitions)
     best = min(("ternary int8", "ternary int4"), key=lambda form: float(np.median(seconds[form])))
-    prefill = interleave(dict(readers), max(3, repetitions // 3), warmup=1)
+    prefill = memory.interleave(dict(readers), max(3, repetitions // 3))
     return [
         ratio_figure(f"decode_ratio_{size}", seconds, best, "fp32", goal=_GOALS[size], work=_TOKENS),
         ratio_figure(
             f"decode_vs_q4_{size}", seconds, best, "4-bit", goal=None if size == "25m" else 1.15, work=_TOKENS
         ),
         ratio_figure(f"prefill_ratio_{size}", prefill, "ternary int8", "fp32", goal=0.95, work=_PREFILL),
-        Figure(key=f"peak_rss_over_file_{size}", value=memory.ratio, unit="x", better="lower", goal=1.6),
+        Figure(key=f"peak_rss_over_file_{size}", value=peak, unit="x", better="lower", goal=1.6),
         Figure(
             key=f"decode_p95_{size}",
             value=wall.decode_p95_ms,
@@ -134,7 +137,7 @@ def _speed(size: str, folder: Path, repetitions: int) -> list[Figure]:
     ]
 
 
-def _titan_speed(folder: Path, repetitions: int) -> Figure:
+def _titan_speed(folder: Path, memory: QuietMemory, repetitions: int) -> Figure:
     """Time decoding of a TinyTitan, all of whose random tokens ponder twice, in fp32 and ternary, in turns."""
     progress("speed of a TinyTitan of 25M")
     ids = np.random.default_rng(0).integers(0, 32_000, _PAST + _TOKENS).tolist()
@@ -143,7 +146,7 @@ def _titan_speed(folder: Path, repetitions: int) -> Figure:
     for embedding in embeddings:
         write_onnx(titan_25m(True, embedding), folder / "model.onnx")
         decoding[embedding] = TokenByToken(OnnxModel(folder / "model.onnx"), ids[:_PAST], ids[_PAST:])
-    seconds = interleave(dict(decoding), repetitions, warmup=2)
+    seconds = memory.interleave(dict(decoding), repetitions)
     best = min(("int8", "int4"), key=lambda embedding: float(np.median(seconds[embedding])))
     return ratio_figure("decode_ratio_titan_25m", seconds, best, "fp32", work=_TOKENS)
 

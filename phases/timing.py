@@ -23,15 +23,24 @@ def interleaved(
     """Return name -> seconds of each round. Every call runs once a round, `warmup` rounds go before those counted."""
     seconds: Samples = {name: [] for name in calls}
     for number in range(-warmup, rounds):
-        for name in list(calls)[:: 1 if number % 2 == 0 else -1]:
-            start = clock()
-            calls[name]()
-            spent = clock() - start
-            if number >= 0:
-                seconds[name].append(spent)
+        spent = in_turn(calls, number, clock)
         if number >= 0:
+            for name, series in seconds.items():
+                series.append(spent[name])
             on_round(number, seconds)
     return seconds
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], object]], number: int, clock: Callable[[], float] = time.thread_time
+) -> dict[str, float]:
+    """Return name -> seconds of one round, which runs forwards where its number is even."""
+    spent = dict[str, float]()
+    for name in list(calls)[:: 1 if number % 2 == 0 else -1]:
+        start = clock()
+        calls[name]()
+        spent[name] = clock() - start
+    return spent
 
 
 def bootstrap(
