@@ -46,12 +46,12 @@ def run(quick: bool, force: bool = False) -> list[Figure]:
     load = require_quiet(force)
     torch.set_num_threads(1)
     found = [*_sizes(), *_exactness(quick), *_compliance()]
-    memory, repetitions = QuietMemory(), 5 if quick else 15
+    memory, repetitions = QuietMemory(), 5 if quick else 30
     with tempfile.TemporaryDirectory() as folder:
         for size in ("25m",) if quick else tuple(_GOALS):
             found += _speed(size, Path(folder), memory, repetitions)
         found.append(_titan_speed(Path(folder), memory, repetitions))
-    found += [*bitnet_llama.figures(quick, memory), memory.figure(), *bitnet_quality.figures(quick)]
+    found += [*bitnet_llama.figures(quick, memory, repetitions), memory.figure(), *bitnet_quality.figures(quick)]
     if load > QUIET_LOAD:
         found.append(Figure(key="timing_forced_at_load", value=load, unit="load", better="lower", goal=QUIET_LOAD))
     return found
@@ -112,7 +112,7 @@ def _speed(size: str, folder: Path, memory: QuietMemory, repetitions: int) -> li
     decoding = {form: TokenByToken(model, ids[:_PAST], ids[_PAST : _PAST + _TOKENS]) for form, model in models.items()}
     seconds = memory.interleave(dict(decoding), repetitions)
     best = min(("ternary int8", "ternary int4"), key=lambda form: float(np.median(seconds[form])))
-    prefill = memory.interleave(dict(readers), max(3, repetitions // 3))
+    prefill = memory.interleave(dict(readers), max(3, repetitions // 5))
     return [
         ratio_figure(f"decode_ratio_{size}", seconds, best, "fp32", goal=_GOALS[size], work=_TOKENS),
         ratio_figure(

@@ -42,13 +42,13 @@ _HEADS: dict[Format, tuple[str, str]] = {
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def figures(quick: bool, memory: QuietMemory) -> list[Figure]:
+def figures(quick: bool, memory: QuietMemory, repetitions: int) -> list[Figure]:
     """Return `decode_vs_llamacpp`, with heads in 4 and in 8 bits, and `gguf_bpb_delta`."""
     if importlib.util.find_spec("xllamacpp") is None:
         progress("decode_vs_llamacpp, gguf_bpb_delta left out: xllamacpp is missing (pip install 'agent-forge[dev]')")
         return []
     with tempfile.TemporaryDirectory() as folder:
-        speeds = [_speed(Path(folder), form, memory, 3 if quick else 15) for form in _HEADS]
+        speeds = [_speed(Path(folder), form, memory, repetitions) for form in _HEADS]
         return [*speeds, *_quality(Path(folder), 60 if quick else 300)]
 
 
